@@ -1,0 +1,56 @@
+"""How pip and colcon install the package; its name, version and licence stand in package.xml."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+manifest = ElementTree.parse(HERE / "package.xml").getroot()
+name = manifest.findtext("name", "")
+
+
+def files(pattern: str) -> list[str]:
+    """The files of the source tree that match the pattern, as setuptools wants their paths."""
+    return sorted(str(path.relative_to(HERE)) for path in HERE.glob(pattern))
+
+
+setup(
+    name=name,
+    version=manifest.findtext("version"),
+    description=manifest.findtext("description"),
+    maintainer=manifest.findtext("maintainer"),
+    license=manifest.findtext("license"),
+    python_requires=">=3.10",
+    packages=find_packages(include=[name, f"{name}.*"]),
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{name}"]),
+        (f"share/{name}", ["package.xml"]),
+        (f"share/{name}/config", files("config/*.yaml")),
+        (f"share/{name}/launch", files("launch/*.py")),
+    ],
+    zip_safe=True,
+    install_requires=[
+        "numba",
+        "numpy",
+        "opencv-python",
+        "pyyaml",
+        "rich",
+        "rosbags",
+        "scipy",
+        "torch>=2.1",
+    ],
+    extras_require={
+        "cameras": ["dv-processing"],
+        "plot": ["matplotlib"],
+        "dev": ["evt3", "hypothesis", "pyright[nodejs]", "pytest", "ruff"],
+    },
+    entry_points={
+        "console_scripts": [
+            "event-binning-grad = event_binning_grad.cli:main",
+            # What `ros2 run` and the launch files start.
+            "perception_node = event_binning_grad.ros.node:main",
+            "replay = event_binning_grad.ros.replay:main",
+        ],
+    },
+)
