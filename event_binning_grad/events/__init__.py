@@ -1,0 +1,1 @@
+"""Events: arrays, stateful decoders, clocks, windows and recordings."""

@@ -1,0 +1,272 @@
+"""From event packets to events: one stateful decoder a stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from event_binning_grad.errors import PacketError
+from event_binning_grad.events.evt3 import Evt3Part, Evt3Stream
+from event_binning_grad.events.fixed_size import (
+    FixedSizePart,
+    FixedSizeStream,
+    check_fixed_size,
+)
+from event_binning_grad.events.types import NS_PER_S, NS_PER_US, Events, PacketLike, stamp_to_ns
+
+SUPPORTED_ENCODINGS = ("evt3", "libcaer", "mono")
+MAX_SENSOR_SIDE = 1 << 16  # x and y are uint16
+MAX_SILENCE_NS = 3600 * NS_PER_S
+
+
+@dataclass(slots=True)
+class DecoderCounters:
+    """What a decoder did since it was made. Nothing is dropped without being counted here.
+
+    Each encoded event is in exactly one of events, out_of_bounds_events, unsynchronised_events,
+    discarded_events and invalid_events, unless its packet was lost, late or rejected.
+    """
+
+    packets: int = 0
+    """Packets decoded."""
+    events: int = 0
+    """Events handed on."""
+    on_events: int = 0
+    off_events: int = 0
+    lost_packets: int = 0
+    """Packets that never came, by the gaps in seq."""
+    late_packets: int = 0
+    """Packets that came after later ones, and were dropped."""
+    rejected_packets: int = 0
+    """Packets that could not be decoded."""
+    shed_packets: int = 0
+    """Packets that came and were skipped unread, see PacketDecoder.skip."""
+    out_of_bounds_events: int = 0
+    """Events dropped because they lie outside width x height."""
+    unsynchronised_events: int = 0
+    """EVT 3.0 events dropped because their time or row was lost with earlier packets."""
+    discarded_events: int = 0
+    """Events dropped because the clock was reset later in the same packet."""
+    invalid_events: int = 0
+    """libcaer events that the camera itself marked as invalid, dropped."""
+    time_steps_back: int = 0
+    """Steps back of the sensor's clock; within 10 ms the events keep the last time before."""
+    clock_resets: int = 0
+    """Larger steps back, and restarts of the stream (seq running backwards)."""
+    clock_gaps: int = 0
+    """Silences of more than 8 s, bridged by the header stamps (EVT 3.0)."""
+    unknown_words: int = 0
+    """EVT 3.0 words that the format does not define, skipped."""
+    ignored_words: int = 0
+    """EVT 3.0 words without events (OTHERS and CONTINUED), skipped."""
+    trigger_events: int = 0
+    """Edges of the external trigger input, skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedPacket:
+    """The events of a packet.
+
+    events: t is the unwrapped time of the sensor in ns, non-decreasing from packet to packet.
+    discontinuity: None, or why these events do not follow the ones before, in one line: whoever
+        gathers events over packets must drop what was gathered.
+    clock_reset: True if the time goes on from another value: an offset to another clock that was
+        learnt before is void.
+    """
+
+    events: Events
+    discontinuity: str | None = None
+    clock_reset: bool = False
+
+
+class PacketDecoder:
+    """Decodes the packets of one camera, in the order of their arrival.
+
+    Takes any object with the fields of event_camera_msgs/EventPacket, in the encodings of
+    SUPPORTED_ENCODINGS, and keeps what must be carried from packet to packet.
+    """
+
+    def __init__(self) -> None:
+        self.counters = DecoderCounters()
+        self._evt3 = Evt3Stream()
+        self._fixed_size = {
+            "mono": FixedSizeStream("mono"),
+            "libcaer": FixedSizeStream("libcaer"),
+        }
+        self._format: tuple[str, int, int, bool] | None = None
+        self._seq: int | None = None
+        self._gap = range(0)  # the seq numbers that were missing last
+        self._rejected = 0  # packets since the last good one
+        self._shed = 0  # packets since the last good one
+        self._reference: tuple[int, int] | None = None  # stamp in ns and sensor time in us
+
+    def decode(self, packet: PacketLike) -> DecodedPacket:
+        """The events of the next packet.
+
+        Raises PacketError for a packet that cannot be decoded; it is counted, and the next good
+        packet is decoded as after a lost one.
+        """
+        try:
+            data = self._checked_payload(packet)
+        except PacketError:
+            self.counters.rejected_packets += 1
+            self._rejected += 1
+            raise
+        if self._seq is not None and packet.seq < self._seq and packet.seq in self._gap:
+            self.counters.late_packets += 1
+            return DecodedPacket(Events.empty(packet.width, packet.height))
+        reasons: list[str] = []
+        clock_reset = self._follow(packet, reasons)
+        self.counters.packets += 1
+        if packet.encoding == "evt3":
+            part = self._decode_evt3(packet, data, reasons)
+        else:
+            part = self._decode_fixed_size(packet, data)
+        return self._conclude(packet, part, reasons, clock_reset)
+
+    def skip(self, packets: int) -> None:
+        """Says that the receiver dropped so many packets, unread, before the next one.
+
+        They count as shed, not as lost, and what follows is decoded as after a loss.
+        """
+        self.counters.shed_packets += packets
+        self._shed += packets
+
+    def _checked_payload(self, packet: PacketLike) -> NDArray[np.uint8]:
+        if packet.encoding not in SUPPORTED_ENCODINGS:
+            raise PacketError(
+                f"the packet's encoding is {packet.encoding!r}, "
+                f"expected one of {', '.join(SUPPORTED_ENCODINGS)}"
+            )
+        if not (0 < packet.width <= MAX_SENSOR_SIDE and 0 < packet.height <= MAX_SENSOR_SIDE):
+            raise PacketError(
+                f"the packet's sensor size is {packet.width} x {packet.height}, expected 1 to "
+                f"{MAX_SENSOR_SIDE} pixels a side: the driver must fill width and height"
+            )
+        data = payload_bytes(packet.events)
+        if packet.encoding != "evt3":
+            check_fixed_size(packet.encoding, len(data), int(packet.time_base))
+        return data
+
+    def _follow(self, packet: PacketLike, reasons: list[str]) -> bool:
+        """Compares the packet with the one before it; True if the clock starts anew."""
+        seq, before = int(packet.seq), self._seq
+        form = (packet.encoding, packet.width, packet.height, bool(packet.is_bigendian))
+        form_before, rejected, shed = self._format, self._rejected, self._shed
+        self._seq, self._format, self._rejected, self._shed = seq, form, 0, 0
+        missing = 0 if before is None else max(0, seq - before - 1 - rejected - shed)
+        self.counters.lost_packets += missing
+        if form_before is not None and form != form_before:
+            reasons.append(f"the camera's format changed from {form_before[:3]} to {form[:3]}")
+            self._restart()
+            return True
+        if before is not None and seq < before:
+            reasons.append(f"seq went back from {before} to {seq}: the camera or bag restarted")
+            self._gap = range(0)
+            self.counters.clock_resets += 1
+            self._restart()
+            return True
+        if before is not None and missing:
+            reasons.append(f"{missing} packets were lost before seq {seq}")
+            self._gap = range(before + 1, seq)
+            self._evt3.lose()
+        elif shed:
+            reasons.append(f"{shed} packets were shed before seq {seq}")
+            self._evt3.lose()
+        elif rejected:
+            reasons.append(f"{rejected} packets before seq {seq} were rejected")
+            self._evt3.lose()
+        return False
+
+    def _restart(self) -> None:
+        self._evt3.restart()
+        for stream in self._fixed_size.values():
+            stream.restart()
+        self._reference = None
+
+    def _decode_evt3(
+        self, packet: PacketLike, data: NDArray[np.uint8], reasons: list[str]
+    ) -> Evt3Part:
+        stamp = stamp_to_ns(packet.header.stamp)
+        part = self._evt3.decode(
+            data, packet.width, packet.height, self._hint_us(stamp), bool(packet.is_bigendian)
+        )
+        if self._evt3.last_us is not None:
+            self._reference = (stamp, self._evt3.last_us)
+        counters = self.counters
+        counters.unknown_words += part.unknown_words
+        counters.ignored_words += part.ignored_words
+        counters.trigger_events += part.triggers
+        counters.unsynchronised_events += part.unsynchronised
+        counters.clock_gaps += part.gaps
+        if part.gaps:
+            reasons.append("the stream was silent for longer than half a wrap of its clock")
+        return part
+
+    def _hint_us(self, stamp_ns: int) -> int | None:
+        """About where the sensor's clock stands now, from how far the host's clock has gone."""
+        if self._reference is None:
+            return None
+        stamp_before, time_us = self._reference
+        silence_ns = stamp_ns - stamp_before
+        if stamp_before == 0 or stamp_ns == 0:  # a driver that does not stamp
+            silence_ns = 0
+        if not 0 <= silence_ns <= MAX_SILENCE_NS:  # the host's clock was set
+            silence_ns = 0
+        return time_us + silence_ns // NS_PER_US
+
+    def _decode_fixed_size(self, packet: PacketLike, data: NDArray[np.uint8]) -> FixedSizePart:
+        part = self._fixed_size[packet.encoding].decode(
+            data, packet.width, packet.height, int(packet.time_base), bool(packet.is_bigendian)
+        )
+        self.counters.invalid_events += part.invalid
+        return part
+
+    def _conclude(
+        self,
+        packet: PacketLike,
+        part: Evt3Part | FixedSizePart,
+        reasons: list[str],
+        clock_reset: bool,
+    ) -> DecodedPacket:
+        counters, on_events = self.counters, int(np.count_nonzero(part.p))
+        counters.events += len(part.t)
+        counters.on_events += on_events
+        counters.off_events += len(part.t) - on_events
+        counters.out_of_bounds_events += part.out_of_bounds
+        counters.discarded_events += part.discarded
+        counters.time_steps_back += part.steps_back
+        counters.clock_resets += part.resets
+        if part.resets:
+            reasons.append("the sensor's clock went back by more than 10 ms")
+        events = Events(part.t, part.x, part.y, part.p, packet.width, packet.height)
+        return DecodedPacket(events, "; ".join(reasons) or None, clock_reset or part.resets > 0)
+
+
+def payload_bytes(events: Any) -> NDArray[np.uint8]:
+    """A packet's payload as read-only uint8 [bytes], without a copy where it is a buffer."""
+    try:
+        if isinstance(events, (list, tuple)):
+            view = np.array(events, np.uint8)
+        else:
+            buffer = memoryview(events)
+            view = np.frombuffer(buffer, np.uint8) if buffer.nbytes else np.empty(0, np.uint8)
+    except (TypeError, ValueError, OverflowError, BufferError) as error:
+        raise PacketError(
+            f"the packet's events are {type(events).__name__}, expected contiguous bytes: {error}"
+        ) from None
+    if view.ndim != 1:
+        raise PacketError(f"the packet's events have shape {list(view.shape)}, expected [bytes]")
+    view.flags.writeable = False  # numba compiles once for all buffers
+    return view
+
+
+def warm_up() -> None:
+    """Compiles the decoders (seconds the first time, cached then), so that no packet waits."""
+    none = payload_bytes(b"")
+    Evt3Stream().decode(none, 1, 1)
+    FixedSizeStream("mono").decode(none, 1, 1, 0, False)
+    FixedSizeStream("libcaer").decode(none, 1, 1, 0, False)

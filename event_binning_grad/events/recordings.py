@@ -1,0 +1,65 @@
+"""Opening recordings: one function that looks at the path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from event_binning_grad.errors import RecordingError
+from event_binning_grad.events.bags import STORAGE_SUFFIXES, BagRecording, write_bag
+from event_binning_grad.events.ground_truth import GroundTruth
+from event_binning_grad.events.text import TextRecording
+from event_binning_grad.events.types import EventPacket, Events
+
+__all__ = [
+    "BagRecording",
+    "GroundTruth",
+    "Recording",
+    "TextRecording",
+    "open_recording",
+    "write_bag",
+]
+
+
+class Recording(Protocol):
+    """What every recording can do. packets() may be called again; it starts from the beginning."""
+
+    path: Path
+
+    @property
+    def width(self) -> int | None: ...
+    @property
+    def height(self) -> int | None: ...
+    @property
+    def topic(self) -> str | None: ...
+    def packets(self) -> Iterator[EventPacket] | Iterator[Events]: ...
+    def raw_messages(self) -> Iterator[Any]: ...
+    def calibration(self) -> dict[str, Any] | None: ...
+    def ground_truth(self) -> GroundTruth | None: ...
+
+
+def open_recording(path: Path | str, topic: str | None = None) -> Recording:
+    """The recording at a path, whatever its format.
+
+    path: a directory with events.txt or such a file (event camera dataset), a rosbag2 directory,
+        a bare .mcap or .db3, or a ROS 1 .bag.
+    topic: the events' topic, where a bag holds several.
+    Raises RecordingError if there is nothing that can be read.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise RecordingError(f"{path} does not exist: expected a recording")
+    if (path / "events.txt").is_file() or path.suffix == ".txt":
+        return TextRecording(path)
+    if path.is_file() and path.suffix in (".bag", *STORAGE_SUFFIXES):
+        return BagRecording(path, topic)
+    if path.is_dir() and (
+        (path / "metadata.yaml").is_file()
+        or any(any(path.glob(f"*{suffix}")) for suffix in STORAGE_SUFFIXES)
+    ):
+        return BagRecording(path, topic)
+    raise RecordingError(
+        f"{path} is no recording that is known here: expected a directory with events.txt, "
+        "a rosbag2 directory, or a .mcap, .db3, .bag or .txt file"
+    )
