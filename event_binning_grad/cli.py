@@ -1,0 +1,290 @@
+"""The command line `event-binning-grad`. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from event_binning_grad.errors import ConfigError, EventBinningError
+
+if TYPE_CHECKING:
+    from event_binning_grad.evaluation.evaluate import Evaluation
+    from event_binning_grad.geometry import Camera
+    from event_binning_grad.pipeline import PipelineConfig
+
+EXIT_FAILED = 1  # the command ran, and its result is not what it must be
+EXIT_BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code. Bad input is one line, never a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except EventBinningError as error:
+        print(f"event-binning-grad {options.command}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="event-binning-grad",
+        description="Egomotion from event cameras through unbiased gradients of event binning.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_replay(commands)
+    _add_evaluate(commands)
+    _add_simulate(commands)
+    _add_bench(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "demo",
+        help="the whole path: simulate, replay over ROS through the node, compare (needs ROS 2)",
+    )
+    command.add_argument("--recording", type=Path, help="your recording instead of a simulated one")
+    command.add_argument("--calib", type=Path, metavar="FILE", help="its calibration")
+    command.add_argument("--out", type=Path, default=Path("out/demo"), help="default: %(default)s")
+    command.set_defaults(run=_demo)
+
+
+def _add_replay(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "replay", help="publish a recording over ROS in real time (needs ROS 2)"
+    )
+    command.add_argument("recording", type=Path, metavar="BAG")
+    command.add_argument("--rate", type=float, default=1.0, help="speed (default: %(default)s)")
+    command.add_argument("--loop", action="store_true", help="begin again at the end")
+    command.add_argument("--clock", action="store_true", help="publish /clock (for use_sim_time)")
+    command.add_argument(
+        "--wait", type=float, default=0.0, metavar="S",
+        help="wait for a subscriber to the events, at most this long, s (default: %(default)s)",
+    )  # fmt: skip
+    command.set_defaults(run=_replay)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("evaluate", help="run the pipeline over a recording and score it")
+    command.add_argument("recording", type=Path, metavar="RECORDING")
+    command.add_argument(
+        "--calib", type=Path, metavar="FILE",
+        help="camera_info YAML or calib.txt (default: what the recording holds)",
+    )  # fmt: skip
+    window = command.add_mutually_exclusive_group()
+    window.add_argument("--window-events", type=int, metavar="N", help="windows of N events")
+    window.add_argument("--window-ms", type=float, metavar="T", help="windows of T ms")
+    command.add_argument("--gradient", choices=("unbiased", "raw"), default="unbiased")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="write a row a window")
+    command.add_argument("--plot", type=Path, metavar="DIR", help="write pictures")
+    command.set_defaults(run=_evaluate)
+
+
+def _add_simulate(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("simulate", help="make a recording with known motion")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="PATH", help="rosbag2 directory"
+    )
+    command.add_argument("--duration", type=float, default=10.0, metavar="S")
+    command.add_argument("--size", default="346x260", metavar="WxH", help="default: %(default)s")
+    command.add_argument("--scene", choices=("texture", "shapes"), default="texture")
+    command.add_argument(
+        "--peak", type=float, nargs=3, default=(5.0, 5.0, 5.0), metavar=("X", "Y", "Z"),
+        help="largest angular velocity about each axis, rad/s (default: 5 5 5)",
+    )  # fmt: skip
+    command.add_argument("--noise", type=float, metavar="HZ", help="background events a pixel, Hz")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(run=_simulate)
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("bench", help="measure throughput and window times here")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    command.set_defaults(run=_bench)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    require_ros()
+    from event_binning_grad.ros.demo import run_demo
+
+    passed = run_demo(options.out, options.recording, options.calib)
+    return 0 if passed else EXIT_FAILED
+
+
+def _replay(options: argparse.Namespace) -> int:
+    require_ros()
+    from event_binning_grad.ros.replay import ReplayConfig, replay
+
+    replay(
+        options.recording,
+        ReplayConfig(
+            rate=options.rate, loop=options.loop, clock=options.clock, wait_s=options.wait
+        ),
+    )
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from event_binning_grad.evaluation.evaluate import evaluate
+
+    camera = load_camera(options.calib, options.recording) if options.calib else None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,} events"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), transient=True, console=_stderr()) as bar:
+        task = bar.add_task("evaluating", total=None)
+        result = evaluate(
+            options.recording,
+            _pipeline_config(options),
+            camera,
+            progress=lambda events: bar.advance(task, events),
+        )
+    _print_evaluation(result)
+    if options.json:
+        result.write_json(options.json)
+    if options.csv:
+        result.write_csv(options.csv)
+    if options.plot:
+        from event_binning_grad.evaluation.plots import plot_evaluation
+
+        plot_evaluation(result, options.plot)
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from event_binning_grad.simulate import SimulationConfig, write_simulation
+
+    width, height = _size(options.size)
+    noise = {} if options.noise is None else {"noise_hz": options.noise}
+    config = SimulationConfig(
+        duration_s=options.duration,
+        width=width,
+        height=height,
+        scene=options.scene,
+        peak_rad_s=tuple(options.peak),
+        seed=options.seed,
+        **noise,
+    )
+    with Progress(transient=True, console=_stderr()) as bar:
+        task = bar.add_task("simulating", total=options.duration)
+        write_simulation(
+            options.out, config, progress=lambda seconds: bar.update(task, completed=seconds)
+        )
+    print(f"{options.out}: {options.duration:g} s of a {width}x{height} event camera")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from event_binning_grad.evaluation.bench import run_bench
+
+    run_bench(options.json)
+    return 0
+
+
+def load_camera(calibration: Path, recording: Path | None = None) -> Camera:
+    """The camera of a camera_info YAML, or of a calib.txt with the sensor size of a recording.
+
+    Raises:
+        CalibrationError, RecordingError: the file cannot be read, or gives no sensor size.
+    """
+    from event_binning_grad.geometry import Camera
+
+    if calibration.suffix.lower() in (".yaml", ".yml"):
+        return Camera.from_yaml(calibration)
+    size = None
+    if recording is not None:
+        from event_binning_grad.events.recordings import open_recording
+
+        opened = open_recording(recording)
+        if opened.width and opened.height:
+            size = (opened.width, opened.height)
+    return Camera.from_calib_txt(calibration, size)
+
+
+def require_ros() -> None:
+    """Raises ConfigError, one line, where ROS 2 is not there."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("rclpy", "event_camera_msgs") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} cannot be imported; this command needs ROS 2: run it from "
+            "`make setup`'s .venv, or source your ROS 2 installation"
+        )
+
+
+def _pipeline_config(options: argparse.Namespace) -> PipelineConfig:
+    from event_binning_grad.pipeline import PipelineConfig
+
+    window: dict[str, float] = {}
+    if options.window_events is not None:
+        window = {"window_events": options.window_events, "window_ms": 0.0}
+    elif options.window_ms is not None:
+        window = {"window_events": 0, "window_ms": options.window_ms}
+    return PipelineConfig(gradient=options.gradient, device=options.device, **window)  # type: ignore[arg-type]
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ConfigError(f"--size {text!r}: expected WIDTHxHEIGHT in pixels, such as 346x260")
+    return int(width), int(height)
+
+
+def _stderr():
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _print_evaluation(result: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    figures = result.summary()
+    table = Table(title=figures["recording"], show_header=False)
+
+    def row(name: str, value: float | None, unit: str, digits: str = ",.2f") -> None:
+        table.add_row(name, "-" if value is None else f"{value:{digits}} {unit}".rstrip())
+
+    row("events", figures["events"], "", ",d")
+    row("duration", figures["duration_s"], "s")
+    row("windows", figures["windows"], "", ",d")
+    for status, count in figures["windows_by_status"].items():
+        if count and status != "ok":
+            row(f"  not trusted: {status}", count, "", ",d")
+    for reason, count in figures["rejected_packets"].items():
+        row(f"  packets dropped: {reason}", count, "", ",d")
+    row("throughput", figures["events_per_second"] / 1e6, "Mev/s")
+    row("time a window, p50", figures["window_ms_p50"], "ms")
+    row("time a window, p99", figures["window_ms_p99"], "ms")
+    row("passes over a window, mean", figures["iterations_mean"], "")
+    table.add_row("ground truth", figures["ground_truth"] or "none")
+    row("angular velocity RMS", figures["angular_velocity_rms_deg_s"], "deg/s")
+    per_axis = figures["angular_velocity_rms_per_axis_deg_s"]
+    for axis, value in zip("xyz", per_axis or (), strict=False):
+        row(f"  about {axis}", value, "deg/s")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

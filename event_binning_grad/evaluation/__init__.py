@@ -1,0 +1,1 @@
+"""Evaluation of recordings: the pipeline's estimates against the truth, reports and plots."""
