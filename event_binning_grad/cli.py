@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from event_binning_grad.errors import ConfigError, EventBinningError
+from event_binning_grad.numba_threads import let_threads_sleep
 
 if TYPE_CHECKING:
     from event_binning_grad.evaluation.evaluate import Evaluation
@@ -22,6 +23,7 @@ EXIT_BAD_INPUT = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Bad input is one line, never a traceback."""
     options = _parser().parse_args(arguments)
+    let_threads_sleep()
     try:
         return options.run(options)
     except EventBinningError as error:
@@ -33,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # a report that cannot be written, a full disk
+        print(f"event-binning-grad {options.command}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,13 +153,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         BarColumn(),
         TextColumn("{task.completed:,} events"),
     )
-    with Progress(*columns, TimeElapsedColumn(), transient=True, console=_stderr()) as bar:
+    with Progress(*columns, TimeElapsedColumn(), **_on_a_terminal()) as bar:
         task = bar.add_task("evaluating", total=None)
         result = evaluate(
             options.recording,
             _pipeline_config(options),
             camera,
             progress=lambda events: bar.advance(task, events),
+            images=options.plot is not None,
         )
     _print_evaluation(result)
     if options.json:
@@ -184,7 +190,7 @@ def _simulate(options: argparse.Namespace) -> int:
         seed=options.seed,
         **noise,
     )
-    with Progress(transient=True, console=_stderr()) as bar:
+    with Progress(**_on_a_terminal()) as bar:
         task = bar.add_task("simulating", total=options.duration)
         write_simulation(
             options.out, config, progress=lambda seconds: bar.update(task, completed=seconds)
@@ -245,15 +251,17 @@ def _pipeline_config(options: argparse.Namespace) -> PipelineConfig:
 
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    if not (width.isdecimal() and height.isdecimal()):
         raise ConfigError(f"--size {text!r}: expected WIDTHxHEIGHT in pixels, such as 346x260")
     return int(width), int(height)
 
 
-def _stderr():
+def _on_a_terminal() -> dict[str, Any]:
+    """How to show progress: on a terminal, and nothing in a log or where an error is one line."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    console = Console(stderr=True)
+    return {"console": console, "transient": True, "disable": not console.is_terminal}
 
 
 def _print_evaluation(result: Evaluation) -> None:

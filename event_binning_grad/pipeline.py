@@ -50,10 +50,11 @@ class PipelineConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.window_events < 0 or not 0 <= self.window_ms < 1e6:
+        timed = 1e-3 <= self.window_ms < 1e6  # no event camera's clock is finer
+        if self.window_events < 0 or not (timed or self.window_ms == 0):
             raise ConfigError(
                 f"window_events {self.window_events}, window_ms {self.window_ms}: expected "
-                "positive numbers, or 0 for no limit"
+                "a positive number and 0.001 to 1e6 ms, or 0 for no limit"
             )
         if self.window_events == 0 and self.window_ms == 0:
             raise ConfigError("window_events and window_ms are both 0: a window needs a limit")
@@ -86,7 +87,8 @@ class PipelineCounters:
     windows: int = 0
     window_events: int = 0
     discarded_events: int = 0
-    """Events of windows left incomplete by a discontinuity of the stream."""
+    """Events of windows left incomplete by a discontinuity of the stream, or by a calibration for
+    another sensor size."""
     uncalibrated_events: int = 0
     """Events that came before a calibration, or did not fit it."""
     discontinuities: int = 0
@@ -134,6 +136,10 @@ class Pipeline:
             min_events=self.config.min_events,
             max_std_rad_s=self.config.max_std_rad_s,
         )
+        size = (camera.width, camera.height)
+        if self._camera is not None and size != (self._camera.width, self._camera.height):
+            # What is held came from the other sensor.
+            self.counters.discarded_events += self._buffer.clear()
         self._camera = camera
 
     def push(self, packet: PacketLike | Events) -> list[EgomotionEstimate]:
@@ -174,6 +180,10 @@ class Pipeline:
     def compensated_image(self) -> npt.NDArray[np.float32] | None:
         """[height, width] motion-compensated image of the last window's events, or None."""
         return None if self._estimator is None else self._estimator.compensated_image()
+
+    def uncompensated_image(self) -> npt.NDArray[np.float32] | None:
+        """[height, width] image of the last window's events as they came, or None."""
+        return None if self._estimator is None else self._estimator.uncompensated_image()
 
     def _push_events(self, events: Events) -> list[EgomotionEstimate]:
         self._count(events)

@@ -3,10 +3,15 @@
 Twin of `reference` for up to three dimensions. The result is the same bit for bit at any number of
 threads: the work is cut into parts by the size of the problem alone, every part has its own image,
 and the parts are added in order.
+
+The compiled functions are cached on disk, one for each type of their arguments: kernels come as
+flat tuples, so that their numbers of taps and coefficients are part of the type and the loops over
+them unroll; so does the number of dimensions.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -29,17 +34,27 @@ _MAX_PARTS = 16
 _EVENTS_A_BLOCK = 4096
 
 
+_FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": True}
+
+
 def splat(coords: Tensor, weights: Tensor, grid: Grid, kernels: KernelPair) -> Tensor:
     """See `reference.splat`."""
-    batch, events, dimensions = coords.shape
+    batch, events, _ = coords.shape
     image = torch.empty((batch, *grid.shape), dtype=coords.dtype)
-    parts = _parts(events, image[0].numel() if batch else 0)
-    scatter = _compile_splat(dimensions, kernels.binning, _numpy_dtype(coords))
+    images = _padded_shape(image).numpy()
+    parts = _parts(events, math.prod(grid.shape))
+    arguments: list[Any] = [
+        _array(coords), _array(weights), *_grid_tuples(grid, coords),
+        *_kernel_tuples(kernels.binning, _numpy_dtype(coords)),
+    ]  # fmt: skip
     with parallel_section():
-        scatter(
-            _array(coords), _array(weights), *_grid_arrays(grid, coords), parts,
-            _padded_shape(image).numpy(),
-        )  # fmt: skip
+        if parts == 1:
+            _scatter(images, 0, 1, *arguments)
+            return image
+        partial = np.empty((parts, *images.shape[1:]), images.dtype)
+        for b in range(batch):
+            _scatter(partial, b, parts, *arguments)
+            _add_parts(partial, images[b])
     return image
 
 
@@ -49,12 +64,17 @@ def pull_back(
     """See `reference.pull_back`."""
     to_coords = torch.empty(coords.shape, dtype=coords.dtype)
     to_weights = torch.empty(weights.shape, dtype=coords.dtype)
-    gather = _compile_pull_back(coords.shape[-1], kernels, _numpy_dtype(coords))
+    dtype = _numpy_dtype(coords)
+    arguments: list[Any] = [
+        _array(_padded_shape(cotangent)), _array(coords), _array(weights),
+        *_grid_tuples(grid, coords),
+        *_kernel_tuples(kernels.binning, dtype),
+        *_kernel_tuples(kernels.synthesis, dtype),
+        _kernel_tuples(kernels.synthesis.derivative(), dtype)[1],  # its shift is kappa's
+        to_coords.numpy(), to_weights.numpy(),
+    ]  # fmt: skip
     with parallel_section():
-        gather(
-            _array(_padded_shape(cotangent)), _array(coords), _array(weights),
-            *_grid_arrays(grid, coords), to_coords.numpy(), to_weights.numpy(),
-        )  # fmt: skip
+        _gather(*arguments)
     return to_coords, to_weights
 
 
@@ -72,159 +92,160 @@ def _numpy_dtype(tensor: Tensor) -> type:
     return np.float32 if tensor.dtype == torch.float32 else np.float64
 
 
-def _grid_arrays(grid: Grid, coords: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _grid_tuples(grid: Grid, coords: Tensor) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     dtype = _numpy_dtype(coords)
-    return np.array(grid.origin, dtype), np.array(grid.bin_size, dtype)
+    return tuple(dtype(o) for o in grid.origin), tuple(dtype(s) for s in grid.bin_size)
+
+
+@lru_cache
+def _kernel_tuples(kernel: PiecewisePolynomial, dtype: type) -> tuple[tuple[Any, ...], ...]:
+    """The kernel's shift once for every tap, and the taps' coefficients one after the other."""
+    shifts = (dtype(kernel.shift),) * kernel.taps
+    return shifts, tuple(dtype(c) for tap in kernel.coefficients for c in tap)
 
 
 def _parts(events: int, bins: int) -> int:
     return max(1, min(_MAX_PARTS, events // max(_EVENTS_A_PART, bins // 4)))
 
 
-@lru_cache
-def _compile_taps(dimensions: int, kernel: PiecewisePolynomial, dtype: type) -> Any:
-    """A function that writes an event's first bins and tap values, dimension by dimension.
+@numba.njit(**_FLAGS)
+def _fill(position, origin, bin_size, shape, shifts, coefficients, first, values):
+    """Writes an event's first bins and tap values, dimension by dimension.
 
-    first[d] and values[d, m] are filled for the last `dimensions` of three dimensions; it returns
-    False for an event out of reach (NaN too).
+    first[d] and values[d, m] are filled for the last of three dimensions; it returns False for an
+    event out of reach (NaN too).
     """
-    skipped = MAX_DIMENSIONS - dimensions
-    shift = dtype(kernel.shift)
-    taps = kernel.taps
-    coefficients = np.array(kernel.coefficients, dtype)
-    degree = coefficients.shape[1] - 1
-
-    @numba.njit(inline="always", error_model="numpy")
-    def fill(position, origin, bin_size, shape, first, values):
-        for d in range(dimensions):
-            u = (position[d] - origin[d]) / bin_size[d] - shift
-            if not (u >= -taps - 1 and u < shape[skipped + d] + 1):
-                return False
-            j = np.floor(u)
-            r = u - j
-            first[skipped + d] = np.int64(j)
-            for m in range(taps):
-                value = coefficients[m, degree]
-                for n in range(degree - 1, -1, -1):
-                    value = value * r + coefficients[m, n]
-                values[skipped + d, m] = value
-        return True
-
-    return fill
+    taps = len(shifts)
+    terms = len(coefficients) // taps
+    skipped = MAX_DIMENSIONS - len(origin)
+    for d in range(len(origin)):
+        u = (position[d] - origin[d]) / bin_size[d] - shifts[0]
+        if not (u >= -taps - 1 and u < shape[skipped + d] + 1):
+            return False
+        j = np.floor(u)
+        r = u - j
+        first[skipped + d] = np.int64(j)
+        for m in range(taps):
+            value = coefficients[m * terms + terms - 1]
+            for n in range(terms - 2, -1, -1):
+                value = value * r + coefficients[m * terms + n]
+            values[skipped + d, m] = value
+    return True
 
 
-@lru_cache
-def _compile_splat(dimensions: int, kernel: PiecewisePolynomial, dtype: type) -> Any:
-    fill = _compile_taps(dimensions, kernel, dtype)
-    taps = kernel.taps
+@numba.njit(**_FLAGS)
+def _scatter_part(coords, weights, origin, bin_size, shifts, coefficients, start, stop, image):
+    n0, n1, n2 = image.shape
+    taps = len(shifts)
     # How many taps each of the three dimensions has; an absent one has a single tap of value 1.
-    taps0, taps1 = (taps if dimensions > 2 else 1), (taps if dimensions > 1 else 1)
-
-    @numba.njit(nogil=True, error_model="numpy")
-    def scatter_part(coords, weights, origin, bin_size, start, stop, image):
-        n0, n1, n2 = image.shape
-        first = np.zeros(3, np.int64)
-        values = np.ones((3, taps), dtype)
-        image[:] = 0
-        for i in range(start, stop):
-            if not fill(coords[i], origin, bin_size, image.shape, first, values):
-                continue
-            for m0 in range(taps0):
-                j0 = first[0] + m0
-                if j0 < 0 or j0 >= n0:
-                    continue
-                for m1 in range(taps1):
-                    j1 = first[1] + m1
-                    if j1 < 0 or j1 >= n1:
-                        continue
-                    outer = weights[i] * values[0, m0] * values[1, m1]
-                    for m2 in range(taps):
-                        j2 = first[2] + m2
-                        if j2 >= 0 and j2 < n2:
-                            image[j0, j1, j2] += outer * values[2, m2]
-
-    @numba.njit(nogil=True, parallel=True, error_model="numpy")
-    def scatter(coords, weights, origin, bin_size, parts, image):
-        batch, events = weights.shape
-        if parts == 1:
-            for b in numba.prange(batch):
-                scatter_part(coords[b], weights[b], origin, bin_size, 0, events, image[b])
-            return
-        n0, n1, n2 = image.shape[1:]
-        partial = np.empty((parts, n0, n1, n2), dtype)
-        for b in range(batch):
-            for p in numba.prange(parts):
-                start, stop = events * p // parts, events * (p + 1) // parts
-                scatter_part(coords[b], weights[b], origin, bin_size, start, stop, partial[p])
-            for row in numba.prange(n0 * n1):
-                j0, j1 = row // n1, row % n1
-                for j2 in range(n2):
-                    total = partial[0, j0, j1, j2]
-                    for p in range(1, parts):
-                        total += partial[p, j0, j1, j2]
-                    image[b, j0, j1, j2] = total
-
-    return scatter
-
-
-@lru_cache
-def _compile_pull_back(dimensions: int, kernels: KernelPair, dtype: type) -> Any:
-    fill_value = _compile_taps(dimensions, kernels.binning, dtype)
-    fill_synthesis = _compile_taps(dimensions, kernels.synthesis, dtype)
-    fill_slope = _compile_taps(dimensions, kernels.synthesis.derivative(), dtype)
-    taps_k, taps_s = kernels.binning.taps, kernels.synthesis.taps
-    skipped = MAX_DIMENSIONS - dimensions
-
-    @numba.njit(inline="always", error_model="numpy")
-    def dot(image, first, v0, v1, v2, taps):
-        n0, n1, n2 = image.shape
-        total = dtype(0)
-        for m0 in range(taps if dimensions > 2 else 1):
+    taps0, taps1 = (taps if len(origin) > 2 else 1), (taps if len(origin) > 1 else 1)
+    first = np.zeros(3, np.int64)
+    values = np.ones((3, taps), image.dtype)
+    image[:] = 0
+    for i in range(start, stop):
+        if not _fill(coords[i], origin, bin_size, image.shape, shifts, coefficients, first, values):
+            continue
+        for m0 in range(taps0):
             j0 = first[0] + m0
             if j0 < 0 or j0 >= n0:
                 continue
-            for m1 in range(taps if dimensions > 1 else 1):
+            for m1 in range(taps1):
                 j1 = first[1] + m1
                 if j1 < 0 or j1 >= n1:
                     continue
-                inner = dtype(0)
+                outer = weights[i] * values[0, m0] * values[1, m1]
                 for m2 in range(taps):
                     j2 = first[2] + m2
                     if j2 >= 0 and j2 < n2:
-                        inner += image[j0, j1, j2] * v2[m2]
-                total += v0[m0] * v1[m1] * inner
-        return total
+                        image[j0, j1, j2] += outer * values[2, m2]
 
-    @numba.njit(nogil=True, error_model="numpy")
-    def gather_part(image, coords, weights, origin, bin_size, start, stop, to_coords, to_weights):
-        first = np.zeros(3, np.int64)
-        values = np.ones((3, taps_k), dtype)
-        synthesis, slopes = np.ones((3, taps_s), dtype), np.ones((3, taps_s), dtype)
-        for i in range(start, stop):
-            to_weights[i] = 0
-            if fill_value(coords[i], origin, bin_size, image.shape, first, values):
-                to_weights[i] = dot(image, first, values[0], values[1], values[2], taps_k)
-            to_coords[i] = 0
-            if not fill_synthesis(coords[i], origin, bin_size, image.shape, first, synthesis):
+
+@numba.njit(parallel=True, **_FLAGS)
+def _scatter(coords, weights, origin, bin_size, shifts, coefficients, first_batch, parts, images):
+    """Images [jobs, n0, n1, n2] of the batches from first_batch on, each in so many parts."""
+    events = weights.shape[1]
+    for job in numba.prange(len(images)):
+        b, p = first_batch + job // parts, job % parts
+        start, stop = events * p // parts, events * (p + 1) // parts
+        _scatter_part(
+            coords[b], weights[b], origin, bin_size, shifts, coefficients, start, stop, images[job]
+        )
+
+
+@numba.njit(parallel=True, **_FLAGS)
+def _add_parts(partial, image):
+    parts = len(partial)
+    n0, n1, n2 = image.shape
+    for row in numba.prange(n0 * n1):
+        j0, j1 = row // n1, row % n1
+        for j2 in range(n2):
+            total = partial[0, j0, j1, j2]
+            for p in range(1, parts):
+                total += partial[p, j0, j1, j2]
+            image[j0, j1, j2] = total
+
+
+@numba.njit(**_FLAGS)
+def _dot(image, first, v0, v1, v2, taps0, taps1, taps2):
+    """The sum over the taps of image times v0 v1 v2."""
+    n0, n1, n2 = image.shape
+    total = image.dtype.type(0)
+    for m0 in range(taps0):
+        j0 = first[0] + m0
+        if j0 < 0 or j0 >= n0:
+            continue
+        for m1 in range(taps1):
+            j1 = first[1] + m1
+            if j1 < 0 or j1 >= n1:
                 continue
-            fill_slope(coords[i], origin, bin_size, image.shape, first, slopes)
-            for d in range(dimensions):
-                v0 = slopes[0] if d + skipped == 0 else synthesis[0]
-                v1 = slopes[1] if d + skipped == 1 else synthesis[1]
-                v2 = slopes[2] if d + skipped == 2 else synthesis[2]
-                slope = dot(image, first, v0, v1, v2, taps_s)
-                to_coords[i, d] = weights[i] / bin_size[d] * slope
+            inner = image.dtype.type(0)
+            for m2 in range(taps2):
+                j2 = first[2] + m2
+                if j2 >= 0 and j2 < n2:
+                    inner += image[j0, j1, j2] * v2[m2]
+            total += v0[m0] * v1[m1] * inner
+    return total
 
-    @numba.njit(nogil=True, parallel=True, error_model="numpy")
-    def gather(image, coords, weights, origin, bin_size, to_coords, to_weights):
-        batch, events = weights.shape
-        blocks = (events + _EVENTS_A_BLOCK - 1) // _EVENTS_A_BLOCK
-        for job in numba.prange(batch * blocks):
-            b, start = job // blocks, job % blocks * _EVENTS_A_BLOCK
-            stop = min(start + _EVENTS_A_BLOCK, events)
-            gather_part(
-                image[b], coords[b], weights[b], origin, bin_size, start, stop,
-                to_coords[b], to_weights[b],
-            )  # fmt: skip
 
-    return gather
+@numba.njit(**_FLAGS)
+def _gather_part(
+    image, coords, weights, origin, bin_size, shifts_k, binning, shifts_s, synthesis, slope,
+    start, stop, to_coords, to_weights,
+):  # fmt: skip
+    dimensions = len(origin)
+    skipped = MAX_DIMENSIONS - dimensions
+    n, s = len(shifts_k), len(shifts_s)
+    n0, n1 = (n if dimensions > 2 else 1), (n if dimensions > 1 else 1)
+    s0, s1 = (s if dimensions > 2 else 1), (s if dimensions > 1 else 1)
+    first = np.zeros(3, np.int64)
+    values = np.ones((3, n), image.dtype)
+    smooth, slopes = np.ones((3, s), image.dtype), np.ones((3, s), image.dtype)
+    for i in range(start, stop):
+        to_weights[i] = 0
+        if _fill(coords[i], origin, bin_size, image.shape, shifts_k, binning, first, values):
+            to_weights[i] = _dot(image, first, values[0], values[1], values[2], n0, n1, n)
+        to_coords[i] = 0
+        if not _fill(coords[i], origin, bin_size, image.shape, shifts_s, synthesis, first, smooth):
+            continue
+        _fill(coords[i], origin, bin_size, image.shape, shifts_s, slope, first, slopes)
+        for d in range(dimensions):
+            v0 = slopes[0] if d + skipped == 0 else smooth[0]
+            v1 = slopes[1] if d + skipped == 1 else smooth[1]
+            v2 = slopes[2] if d + skipped == 2 else smooth[2]
+            to_coords[i, d] = weights[i] / bin_size[d] * _dot(image, first, v0, v1, v2, s0, s1, s)
+
+
+@numba.njit(parallel=True, **_FLAGS)
+def _gather(
+    image, coords, weights, origin, bin_size, shifts_k, binning, shifts_s, synthesis, slope,
+    to_coords, to_weights,
+):  # fmt: skip
+    batch, events = weights.shape
+    blocks = (events + _EVENTS_A_BLOCK - 1) // _EVENTS_A_BLOCK
+    for job in numba.prange(batch * blocks):
+        b, start = job // blocks, job % blocks * _EVENTS_A_BLOCK
+        stop = min(start + _EVENTS_A_BLOCK, events)
+        _gather_part(
+            image[b], coords[b], weights[b], origin, bin_size, shifts_k, binning, shifts_s,
+            synthesis, slope, start, stop, to_coords[b], to_weights[b],
+        )  # fmt: skip

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from event_binning_grad.binning import reference
 from event_binning_grad.binning.kernels import KernelPair, kernel_pair
@@ -96,14 +96,36 @@ class _BinEvents(torch.autograd.Function):
         ctx.save_for_backward(coords, weights)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        (cotangent,) = cotangents
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (cotangent,) = grad_outputs
         coords, weights = ctx.saved_tensors
-        to_coords, to_weights = _back_end(coords).pull_back(
-            cotangent, coords, weights, ctx.grid, ctx.kernels
+        gradients: Any = _PullBack.apply(cotangent, coords, weights, ctx.grid, ctx.kernels)
+        return (*gradients, None, None)
+
+
+class _PullBack(torch.autograd.Function):
+    """The backward pass, itself a node of the graph, so that whoever differentiates it is told.
+
+    torch's once_differentiable is silent where the result depends on the coords in another way,
+    too, as a gradient penalty's does: the second derivative would be taken for zero.
+    """
+
+    @staticmethod
+    def forward(
+        cotangent: Tensor, coords: Tensor, weights: Tensor, grid: Grid, kernels: KernelPair
+    ) -> tuple[Tensor, Tensor]:
+        return _back_end(coords).pull_back(cotangent, coords, weights, grid, kernels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "bin_events has no second derivatives: its gradient cannot be differentiated again; "
+            "take the gradient without create_graph=True, or detach() it"
         )
-        return to_coords, to_weights, None, None
 
 
 def _back_end(coords: Tensor) -> ModuleType:
@@ -122,12 +144,15 @@ def _grid(
     dimensions: int,
 ) -> Grid:
     def per_dimension(value: float | Sequence[float], name: str) -> tuple[float, ...]:
-        values = tuple(value) if isinstance(value, Sequence) else (value,) * dimensions
-        if len(values) != dimensions or not all(math.isfinite(v) for v in values):
+        try:
+            values = np.broadcast_to(np.asarray(value, np.float64), dimensions)
+        except (TypeError, ValueError):
+            values = np.empty(0)
+        if len(values) != dimensions or not np.isfinite(values).all():
             raise ValueError(
                 f"{name} is {value}; expected a finite number, or {dimensions} of them"
             )
-        return tuple(float(v) for v in values)
+        return tuple(values.tolist())
 
     grid = Grid(
         tuple(int(n) for n in shape),

@@ -85,7 +85,7 @@ def sample(
     Returns:
         [B, N]; zero for events whose taps all lie outside, and for NaN coordinates.
     """
-    flat = image.reshape(image.shape[0], -1)
+    flat = image.flatten(1)
     result = coords.new_zeros(coords.shape[:-1])
     for index, value, inside in _taps(coords, grid, kernels):
         gathered = flat.gather(1, torch.where(inside, index, 0))

@@ -108,10 +108,16 @@ class CpuContrast:
 
 @numba.njit(nogil=True, cache=True)
 def look_up(t, x, y, stamp_ns, table, bearings, tau):
-    """Fills bearings [3, N] from the table [H, W, 3], and tau [N] in seconds from stamp_ns."""
+    """Fills bearings [3, N] from the table [H, W, 3], and tau [N] in seconds from stamp_ns.
+
+    Events off the table get NaN, as those whose pixel has no bearing do: compiled code would read
+    on beyond its end.
+    """
+    height, width, _ = table.shape
     for i in range(len(t)):
+        inside = y[i] < height and x[i] < width
         for axis in range(3):
-            bearings[axis, i] = table[y[i], x[i], axis]
+            bearings[axis, i] = table[y[i], x[i], axis] if inside else np.float32(np.nan)
         tau[i] = np.float32((t[i] - stamp_ns) * 1e-9)
 
 

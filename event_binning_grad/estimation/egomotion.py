@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ _MAX_STEPS = 12
 _UNSETTLED_PX = 0.5
 # A window whose solution lies farther from the prediction is solved again from coarse bins.
 _SURPRISE_PX = 8.0
+# After a silence of this long (s) the last motion says nothing; extrapolated, it would mislead.
+_MEMORY_S = 0.1
 # Events scattered at random have a structure of 1 (see `_structure`); below this the compensated
 # image holds nothing to estimate from.
 _MIN_STRUCTURE = 1.15
@@ -111,7 +114,9 @@ class RotationEstimator:
         camera: the calibration.
         unbiased: the unbiased gradient; False takes the raw gradient of the bilinear vote, with
             everything else the same, for comparison.
-        device: "cpu" (fused numba pass) or a torch device such as "cuda" (plain torch).
+        device: "cpu", or a torch device such as "cuda".
+        fused: the fused numba pass where there is one (the CPU); False takes the torch operator
+            there too, which gives the same answer.
         min_events: windows with fewer events are not estimated.
         max_std_rad_s: estimates with a greater standard deviation about any axis are flagged.
 
@@ -126,16 +131,16 @@ class RotationEstimator:
         *,
         unbiased: bool = True,
         device: str = "cpu",
+        fused: bool = True,
         min_events: int = 1000,
         max_std_rad_s: float = 0.2,
     ) -> None:
         self._camera = camera
-        self._unbiased = unbiased
-        self._device = device
         self._min_events = min_events
         self._max_std = max_std_rad_s
         self._grid = iwe_grid(camera)
-        self._contrast = _contrast(self._grid, unbiased, device)
+        self._make_contrast = lambda grid: _contrast(grid, unbiased, device, fused)
+        self._contrast = self._make_contrast(self._grid)
         self._picture: Contrast | None = None
         self._storage = np.empty((4, 0), np.float32)
         self._window: WindowEvents | None = None
@@ -191,12 +196,19 @@ class RotationEstimator:
 
         On the camera's undistorted pixels (same size, same K). None when there was no estimate.
         """
+        return self._event_image(self._parameters)
+
+    def uncompensated_image(self) -> npt.NDArray[np.float32] | None:
+        """[height, width] events a pixel of the last window as they came, undistorted; or None."""
+        return self._event_image(np.zeros(6))
+
+    def _event_image(self, parameters: Float64) -> npt.NDArray[np.float32] | None:
         if self._window is None:
             return None
         if self._picture is None:
-            self._picture = _contrast(sensor_grid(self._camera), self._unbiased, self._device)
+            self._picture = self._make_contrast(sensor_grid(self._camera))
         self._picture.load(self._window)
-        return self._picture.iwe(self._parameters, 1.0).copy()
+        return self._picture.iwe(parameters, 1.0).copy()
 
     def _load(self, events: Events, stamp_ns: int, span_s: float) -> WindowEvents:
         """Looks up the bearings, into storage that is kept from window to window."""
@@ -211,9 +223,9 @@ class RotationEstimator:
 
     def _solve(self, stamp_ns: int, span_s: float) -> Solution:
         """Tracks from the prediction; lost or surprised, climbs from coarse bins."""
-        if self._last is None:
+        since_s = (stamp_ns - self._last.stamp_ns) * 1e-9 if self._last is not None else math.inf
+        if self._last is None or since_s - span_s > _MEMORY_S:
             return self._climb(np.zeros(6), _COARSE_TO_FINE, span_s)
-        since_s = (stamp_ns - self._last.stamp_ns) * 1e-9
         alpha = self._last.angular_acceleration
         predicted = np.append(self._last.angular_velocity + alpha * since_s, alpha * (span_s / 4))
         solution = self._climb(predicted, _TRACKING, span_s)
@@ -246,8 +258,8 @@ class RotationEstimator:
         return self._grid.radius_px * span_s / 2
 
 
-def _contrast(grid: IweGrid, unbiased: bool, device: str) -> Contrast:
-    if device == "cpu":
+def _contrast(grid: IweGrid, unbiased: bool, device: str, fused: bool) -> Contrast:
+    if fused and device == "cpu":
         return CpuContrast(grid, unbiased)
     import torch
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from event_binning_grad.errors import PacketError, RecordingError
 from event_binning_grad.estimation import EgomotionEstimate
@@ -20,6 +21,8 @@ from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.recordings import Recording, open_recording
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import Pipeline, PipelineConfig, PipelineCounters, warm_up
+
+EventImage = npt.NDArray[np.float32]
 
 CSV_HEADER = [
     "stamp_s", "wx", "wy", "wz", "vx", "vy", "vz",
@@ -42,6 +45,8 @@ class Evaluation:
         error: against the truth; None without truth.
         truth: the recording's ground truth, or None.
         counters: what became of the stream.
+        images: [height, width] event images of the fastest trusted window, as it came and
+            motion-compensated; None unless asked for.
         rejections: messages of packets that were dropped, with how often each came.
     """
 
@@ -54,6 +59,7 @@ class Evaluation:
     error: AngularVelocityError | None
     truth: GroundTruth | None
     counters: PipelineCounters
+    images: tuple[EventImage, EventImage] | None
     rejections: Counter[str]
 
     def summary(self) -> dict[str, Any]:
@@ -113,6 +119,7 @@ def evaluate(
     config: PipelineConfig,
     camera: Camera | None = None,
     progress: Callable[[int], None] | None = None,
+    images: bool = False,
 ) -> Evaluation:
     """Runs the pipeline over a recording.
 
@@ -121,6 +128,7 @@ def evaluate(
         config: the pipeline's parameters.
         camera: the calibration; None takes the one that the recording holds.
         progress: called with the number of events since the last call.
+        images: keep the event images of one window.
 
     Raises:
         RecordingError: the recording cannot be read, holds no events, or has no calibration.
@@ -134,13 +142,19 @@ def evaluate(
     estimates: list[EgomotionEstimate] = []
     rejections: Counter[str] = Counter()
     counters, spent_s, reported = pipeline.counters, 0.0, 0
+    gallery = _Gallery() if images else None
     for packet in recording.packets():
         began = time.perf_counter()
         try:
-            estimates += pipeline.push(packet)
+            new = pipeline.push(packet)
         except PacketError as error:
             rejections[str(error)] += 1
-        spent_s += time.perf_counter() - began
+            continue
+        finally:
+            spent_s += time.perf_counter() - began
+        estimates += new
+        if gallery is not None:
+            gallery.look(pipeline, new)
         if progress is not None:
             progress(counters.events - reported)
             reported = counters.events
@@ -160,8 +174,27 @@ def evaluate(
         estimates_error(estimates, truth),
         truth,
         counters,
+        gallery.images if gallery else None,
         rejections,
     )
+
+
+class _Gallery:
+    """Keeps the event images of the fastest trusted window."""
+
+    def __init__(self) -> None:
+        self.images: tuple[EventImage, EventImage] | None = None
+        self._speed = 0.0
+
+    def look(self, pipeline: Pipeline, new: list[EgomotionEstimate]) -> None:
+        if not new or not new[-1].status.ok:  # the pipeline holds the last window only
+            return
+        speed = float(np.linalg.norm(new[-1].angular_velocity))
+        if speed <= self._speed and self.images is not None:
+            return
+        raw, compensated = pipeline.uncompensated_image(), pipeline.compensated_image()
+        if raw is not None and compensated is not None:
+            self.images, self._speed = (raw, compensated), speed
 
 
 def recorded_camera(recording: Recording) -> Camera:

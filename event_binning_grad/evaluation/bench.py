@@ -1,0 +1,173 @@
+"""Benchmarks: what the pipeline takes on this machine, as times and as ratios within one run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from event_binning_grad.estimation import EgomotionEstimate, RotationEstimator
+from event_binning_grad.evaluation.machine import machine
+from event_binning_grad.evaluation.metrics import estimates_error
+from event_binning_grad.events.encoder import packetize
+from event_binning_grad.events.ground_truth import GroundTruth
+from event_binning_grad.events.types import EventPacket, Events
+from event_binning_grad.geometry import Camera
+from event_binning_grad.pipeline import Pipeline, PipelineConfig, warm_up
+from event_binning_grad.simulate import SimulationConfig, sample_ground_truth, simulate_rotation
+
+WINDOW_EVENTS = 20_000
+_DURATION_S = 2.0
+_TORCH_WINDOWS = 8  # plain torch takes a second for some
+_SENSORS = ((240, 180), (346, 260))
+
+
+@dataclass(frozen=True)
+class EgomotionFigures:
+    """One row: how one back end did on one sensor's packets of WINDOW_EVENTS events."""
+
+    sensor: str
+    back_end: str
+    threads: int
+    windows: int
+    events_per_second: float
+    window_ms_p50: float
+    window_ms_p99: float
+    iterations_mean: float
+    rms_deg_s: float | None
+
+
+def run_bench(path: Path | None) -> None:
+    """Measures, prints a table, and writes JSON to `path` if given."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    rows: list[EgomotionFigures] = []
+    for width, height in _SENSORS:
+        console.print(f"egomotion, {width}x{height} ...")
+        rows += bench_egomotion(width, height)
+    here = machine()
+    table = Table(title=f"egomotion, windows of {WINDOW_EVENTS:,} events, simulated")
+    for name in ("sensor", "back end", "windows", "Mev/s", "ms p50", "ms p99", "passes", "deg/s"):
+        table.add_column(name, justify="left" if name in ("sensor", "back end") else "right")
+    for row in rows:
+        table.add_row(
+            row.sensor,
+            f"{row.back_end}, {row.threads} thread{'s' if row.threads > 1 else ''}",
+            str(row.windows),
+            f"{row.events_per_second / 1e6:.2f}",
+            f"{row.window_ms_p50:.2f}",
+            f"{row.window_ms_p99:.2f}",
+            f"{row.iterations_mean:.1f}",
+            "-" if row.rms_deg_s is None else f"{row.rms_deg_s:.2f}",
+        )
+    console.print(table)
+    console.print("fused: the pipeline, from packets to estimates; torch: the estimator alone")
+    for sensor in dict.fromkeys(row.sensor for row in rows):
+        fused = max(_rates(rows, sensor, "fused"))
+        ratio = fused / max(_rates(rows, sensor, "torch"))
+        console.print(f"{sensor}: the fused pass is {ratio:.0f} times as fast as plain torch")
+    console.print(", ".join(f"{name} {value}" for name, value in here.items() if value))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figures = {"machine": here, "egomotion": [asdict(row) for row in rows]}
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _rates(rows: Sequence[EgomotionFigures], sensor: str, back_end: str) -> list[float]:
+    return [r.events_per_second for r in rows if r.sensor == sensor and r.back_end == back_end]
+
+
+def bench_egomotion(width: int, height: int) -> list[EgomotionFigures]:
+    """Decoding to estimate by the fused pass, on all threads and on one, and by plain torch."""
+    simulation = SimulationConfig(duration_s=_DURATION_S, width=width, height=height)
+    camera = simulation.camera()
+    chunks = simulate_rotation(
+        camera,
+        simulation.motion(),
+        _DURATION_S,
+        scene=simulation.scene,
+        seed=simulation.seed,
+        **simulation.sensor(),
+    )
+    events = Events.concatenate(list(chunks))
+    truth = sample_ground_truth(simulation.motion(), _DURATION_S)
+    packets = list(packetize(events, simulation.packet_ms))
+    sensor = f"{width}x{height}"
+    threads = numba.get_num_threads()
+    rows = [_fused(sensor, threads, packets, camera, truth)]
+    if threads > 1:
+        numba.set_num_threads(1)
+        rows.append(_fused(sensor, 1, packets, camera, truth))
+        numba.set_num_threads(threads)
+    rows.append(_plain_torch(sensor, events, camera, truth))
+    return rows
+
+
+def _fused(
+    sensor: str,
+    threads: int,
+    packets: Sequence[EventPacket],
+    camera: Camera,
+    truth: GroundTruth,
+) -> EgomotionFigures:
+    """The pipeline, from the packets' bytes to the estimates."""
+    config = PipelineConfig(window_events=WINDOW_EVENTS, window_ms=0.0)
+    warm_up(config, camera)
+    pipeline = Pipeline(config, camera)
+    estimates: list[EgomotionEstimate] = []
+    began = time.perf_counter()
+    for packet in packets:
+        estimates += pipeline.push(packet)
+    spent_s = time.perf_counter() - began
+    return _figures(sensor, "fused", threads, pipeline.counters.events, spent_s, estimates, truth)
+
+
+def _plain_torch(
+    sensor: str, events: Events, camera: Camera, truth: GroundTruth
+) -> EgomotionFigures:
+    """The same estimator through plain torch operations and the operator, on some windows."""
+    import torch
+
+    estimator = RotationEstimator(camera, fused=False)
+    estimator.estimate(events[:WINDOW_EVENTS])
+    estimator.reset()
+    count = min(_TORCH_WINDOWS, len(events) // WINDOW_EVENTS)
+    began = time.perf_counter()
+    estimates = [
+        estimator.estimate(events[k * WINDOW_EVENTS : (k + 1) * WINDOW_EVENTS])
+        for k in range(count)
+    ]
+    spent_s = time.perf_counter() - began
+    threads = torch.get_num_threads()
+    return _figures(sensor, "torch", threads, count * WINDOW_EVENTS, spent_s, estimates, truth)
+
+
+def _figures(
+    sensor: str,
+    name: str,
+    threads: int,
+    events: int,
+    spent_s: float,
+    estimates: Sequence[EgomotionEstimate],
+    truth: GroundTruth,
+) -> EgomotionFigures:
+    window_ms = [1e3 * e.solve_time_s for e in estimates]
+    error = estimates_error(estimates, truth)
+    return EgomotionFigures(
+        sensor,
+        name,
+        threads,
+        len(estimates),
+        events / spent_s,
+        float(np.percentile(window_ms, 50)),
+        float(np.percentile(window_ms, 99)),
+        float(np.mean([e.iterations for e in estimates])),
+        error and error.rms_deg_s,
+    )

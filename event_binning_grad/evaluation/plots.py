@@ -1,0 +1,99 @@
+"""Pictures of an evaluation; matplotlib is imported only here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from event_binning_grad.errors import ConfigError
+from event_binning_grad.events.ground_truth import GroundTruth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from event_binning_grad.evaluation.evaluate import Evaluation
+
+_AXES = "xyz"
+_COLOURS = ("tab:red", "tab:green", "tab:blue")
+
+
+def plot_evaluation(result: Evaluation, directory: Path) -> list[Path]:
+    """Writes angular_velocity.png and, if a window was estimated, event_image.png."""
+    trusted = [e for e in result.estimates if e.status.ok]
+    written = [
+        plot_angular_velocity(
+            directory / "angular_velocity.png",
+            [e.stamp_ns for e in trusted],
+            np.array([e.angular_velocity for e in trusted]).reshape(-1, 3),
+            result.truth,
+        )
+    ]
+    if result.images is not None:
+        written.append(plot_event_images(directory / "event_image.png", *result.images))
+    return written
+
+
+def plot_angular_velocity(
+    path: Path,
+    stamps_ns: Sequence[int],
+    angular_velocity: npt.NDArray[np.float64],
+    truth: GroundTruth | None,
+) -> Path:
+    """Curves of the angular velocity [M, 3] rad/s over time, with the truth where it is known."""
+    figure, axes = _figure(3, 1, (9.0, 5.5))
+    t_ns = np.asarray(stamps_ns, np.int64)
+    start_ns = int(t_ns[0]) if len(t_ns) else 0
+    seconds = (t_ns - start_ns) * 1e-9
+    dense_ns = (
+        start_ns + (np.linspace(0, seconds[-1], 4000) * 1e9).astype(np.int64) if len(t_ns) else t_ns
+    )
+    for k, ax in enumerate(axes):
+        if truth is not None and len(t_ns):
+            known = truth.at(dense_ns)[:, k]
+            ax.plot((dense_ns - start_ns) * 1e-9, known, color="0.3", lw=2.5, alpha=0.45)
+        ax.plot(seconds, angular_velocity[:, k], ".", ms=3, color=_COLOURS[k])
+        ax.set_ylabel(f"ω{_AXES[k]} (rad/s)")
+        ax.grid(alpha=0.3)
+    labels = "estimated (dots)" + (", truth (line)" if truth is not None else "")
+    axes[0].set_title(f"Angular velocity of the camera: {labels}")
+    axes[-1].set_xlabel("time (s)")
+    return _save(figure, path)
+
+
+def plot_event_images(
+    path: Path, raw: npt.NDArray[np.float32], compensated: npt.NDArray[np.float32]
+) -> Path:
+    """The events of a window as they came, beside the same events motion-compensated."""
+    figure, axes = _figure(1, 2, (9.0, 3.7))
+    top = float(np.percentile(compensated[compensated > 0], 98)) if compensated.any() else 1.0
+    titles = ("events of one window", "the same events, motion-compensated")
+    for ax, image, title in zip(axes, (raw, compensated), titles, strict=True):
+        ax.imshow(image, cmap="gray_r", vmin=0, vmax=top, interpolation="nearest")
+        ax.set_title(title)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    return _save(figure, path)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]):
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            "matplotlib cannot be imported; pictures need it: pip install matplotlib"
+        ) from None
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: list[Axes] = list(figure.subplots(rows, columns, sharex=columns == 1).ravel())
+    return figure, axes
+
+
+def _save(figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path

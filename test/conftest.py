@@ -1,0 +1,88 @@
+"""What several test files share: recordings on disk and simulated cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from event_binning_grad.events.types import Events
+from event_binning_grad.geometry import Camera
+from event_binning_grad.simulate import ConstantMotion, Motion, Scene, make_scene, simulate_rotation
+
+Simulator = Callable[..., Events]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of public sample recordings beside the repository; skips where it is absent."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no sample recordings in {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_camera() -> Camera:
+    """A 240x180 camera with a lens like that of the event camera dataset."""
+    focal = 0.7 * 240
+    k = np.array([[focal, 0, 120.5], [0, focal, 88.0], [0, 0, 1]])
+    return Camera(240, 180, k, "plumb_bob", np.array([-0.2, 0.06, 5e-4, -3e-4, 0.0]))
+
+
+@pytest.fixture(scope="session")
+def scene() -> Scene:
+    return make_scene("texture", pixel_rad=1 / (0.7 * 240), seed=1)
+
+
+@pytest.fixture(scope="session")
+def simulated(small_camera: Camera, scene: Scene) -> Simulator:
+    """simulated(motion, duration_s=0.1, seed=0, noise_hz=1.0) -> Events of the small camera.
+
+    `motion` is a Motion or a constant angular velocity. The first 20 ms, in which the simulated
+    pixels forget how they were started, are left out.
+    """
+    cache: dict[tuple, Events] = {}
+
+    def simulate(
+        motion: Motion | tuple[float, float, float],
+        duration_s: float = 0.1,
+        seed: int = 0,
+        noise_hz: float = 1.0,
+    ) -> Events:
+        key = (motion if isinstance(motion, tuple) else id(motion), duration_s, seed, noise_hz)
+        if key not in cache:
+            turning = ConstantMotion(motion) if isinstance(motion, tuple) else motion
+            chunks = simulate_rotation(
+                small_camera, turning, duration_s + 0.02, scene=scene, seed=seed, noise_hz=noise_hz
+            )
+            events = Events.concatenate(list(chunks))
+            started = events[int(np.searchsorted(events.t, 20_000_000)) :]
+            if not isinstance(motion, tuple):
+                return started  # an id may come again
+            cache[key] = started
+        return cache[key]
+
+    return simulate
+
+
+@contextmanager
+def _numba_threads(count: int) -> Iterator[None]:
+    before = numba.get_num_threads()
+    numba.set_num_threads(count)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+@pytest.fixture
+def numba_threads() -> Callable[[int], object]:
+    """`with numba_threads(1):` runs numba's parallel sections on that many threads."""
+    if numba.config.NUMBA_NUM_THREADS < 2:  # type: ignore[attr-defined]
+        pytest.skip("one core: numba has no second thread to compare with")
+    return _numba_threads

@@ -1,0 +1,279 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from event_binning_grad import cli
+from event_binning_grad.evaluation.metrics import angular_velocity_error
+from event_binning_grad.events.bags import write_bag
+from event_binning_grad.events.encoder import packetize
+from event_binning_grad.events.ground_truth import GroundTruth
+from event_binning_grad.events.types import Events
+
+COMMANDS = ("demo", "replay", "evaluate", "simulate", "bench")
+
+JSON_KEYS = {
+    "recording", "events", "windows", "duration_s", "angular_velocity_rms_deg_s",
+    "angular_velocity_rms_per_axis_deg_s", "events_per_second", "window_ms_p50", "window_ms_p99",
+    "iterations_mean", "device", "gradient",
+}  # fmt: skip
+
+CSV_HEADER = (
+    "stamp_s,wx,wy,wz,vx,vy,vz,c00,c01,c02,c10,c11,c12,c20,c21,c22,events,iterations,status"
+)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command, in this process."""
+    try:
+        code = cli.main([str(a) for a in arguments])
+    except SystemExit as end:  # argparse
+        code = end.code if isinstance(end.code, int) else 1
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def evaluate_in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "event_binning_grad.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a second of a small simulated camera, made by the command itself."""
+    path = tmp_path_factory.mktemp("cli") / "bag"
+    arguments = ["simulate", "--out", str(path), "--duration", "0.5", "--size", "240x180"]
+    assert cli.main([*arguments, "--peak", "4", "4", "4", "--seed", "3"]) == 0
+    return path
+
+
+@pytest.mark.parametrize("command", [(), *((c,) for c in COMMANDS)])
+def test_help(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    code, out, err = run(capsys, *command, "--help")
+    assert code == 0
+    assert "usage: event-binning-grad" in out
+    assert err == ""
+    if not command:
+        assert all(name in out for name in COMMANDS)
+
+
+def test_evaluate_a_simulated_recording(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    report, table = tmp_path / "new" / "report.json", tmp_path / "rows.csv"
+    code, out, err = run(
+        capsys, "evaluate", recording, "--window-events", 10_000, "--json", report, "--csv", table
+    )
+    assert (code, err) == (0, "")
+    figures = json.loads(report.read_text())
+    assert set(figures) >= JSON_KEYS
+    assert figures["recording"] == str(recording)
+    assert figures["angular_velocity_rms_deg_s"] < 1.5
+    per_axis = figures["angular_velocity_rms_per_axis_deg_s"]
+    mean_square = np.mean(np.square(per_axis))
+    assert math.sqrt(mean_square) == pytest.approx(figures["angular_velocity_rms_deg_s"])
+    assert figures["duration_s"] == pytest.approx(0.5, abs=0.01)
+    assert figures["windows"] == math.ceil(figures["events"] / 10_000)
+    assert figures["events_per_second"] > 0
+    assert 0 < figures["window_ms_p50"] <= figures["window_ms_p99"]
+    assert figures["iterations_mean"] >= 1
+    assert (figures["device"], figures["gradient"]) == ("cpu", "unbiased")
+    assert sum(figures["windows_by_status"].values()) == figures["windows"]
+    assert f"{figures['events']:,}" in out
+
+    lines = table.read_text().splitlines()
+    assert lines[0] == CSV_HEADER
+    assert len(lines) == 1 + figures["windows"]
+    rows = list(csv.DictReader(lines))
+    stamps = [float(row["stamp_s"]) for row in rows]
+    assert stamps == sorted(stamps)
+    assert sum(int(row["events"]) for row in rows) == figures["events"]
+    for row in rows:
+        assert row["vx"] == row["vy"] == row["vz"] == ""
+        covariance = np.array([[float(row[f"c{i}{j}"]) for j in range(3)] for i in range(3)])
+        if row["status"] == "ok":
+            assert np.linalg.eigvalsh(covariance)[0] > 0
+            assert all(math.isfinite(float(row[f"w{a}"])) for a in "xyz")
+
+
+def test_evaluate_by_time_with_the_raw_gradient(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    report = tmp_path / "report.json"
+    code, _, _ = run(
+        capsys, "evaluate", recording, "--window-ms", 25, "--gradient", "raw", "--json", report
+    )
+    assert code == 0
+    figures = json.loads(report.read_text())
+    assert figures["gradient"] == "raw"
+    assert figures["windows"] == pytest.approx(20, abs=1)
+
+
+def test_published_shapes_rotation(data_dir: Path, tmp_path: Path):
+    path = data_dir / "ecd_shapes_rotation"
+    report, table = tmp_path / "report.json", tmp_path / "rows.csv"
+    done = evaluate_in_a_process(
+        "evaluate", path, "--window-events", 20_000, "--json", report, "--csv", table
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(report.read_text())
+    assert set(figures) >= JSON_KEYS
+    assert figures["angular_velocity_rms_deg_s"] <= 3.3
+    lines = table.read_text().splitlines()
+    assert lines[0] == CSV_HEADER
+    assert len(lines) == 1 + figures["windows"]
+    assert figures["windows"] == math.ceil(figures["events"] / 20_000)
+
+
+def test_recording_without_truth_reports_null(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A bag whose truth is missing: the figures say null, not zero."""
+    # The bag's camera is 1280x720 without calibration: give one that fits.
+    calibration = tmp_path / "camera.yaml"
+    calibration.write_text(
+        "image_width: 1280\nimage_height: 720\ndistortion_model: plumb_bob\n"
+        "camera_matrix: {rows: 3, cols: 3, data: [1000, 0, 640, 0, 1000, 360, 0, 0, 1]}\n"
+        "distortion_coefficients: {rows: 1, cols: 5, data: [0, 0, 0, 0, 0]}\n"
+    )
+    report = tmp_path / "report.json"
+    bag = data_dir / "bags" / "test_events_1"
+    code, out, err = run(capsys, "evaluate", bag, "--calib", calibration, "--json", report)
+    assert (code, err) == (0, "")
+    figures = json.loads(report.read_text())
+    assert figures["angular_velocity_rms_deg_s"] is None
+    assert figures["angular_velocity_rms_per_axis_deg_s"] is None
+    assert (figures["decoder"]["on_events"], figures["decoder"]["off_events"]) == (125_183, 218_291)
+    assert "none" in out
+
+
+def shapes_bag(path: Path, events: bool = True, calibration: bool = True) -> Path:
+    """A tiny bag, with or without what an evaluation needs."""
+    count = 2000
+    some = Events(
+        np.arange(count, dtype=np.int64) * 1000 + 10**9, np.zeros(count, np.uint16),
+        np.zeros(count, np.uint16), np.ones(count, np.uint8), 16, 16,
+    )  # fmt: skip
+    k = [10.0, 0, 8, 0, 10.0, 8, 0, 0, 1]
+    info = {"width": 16, "height": 16, "distortion_model": "plumb_bob", "k": k, "d": [0.0] * 5}
+    truth = GroundTruth(
+        t_ns=10**9 + np.arange(5) * 10**6, angular_velocity=np.zeros((5, 3)), source="test"
+    )
+    packets = packetize(some) if events else iter(())
+    write_bag(path, packets, info if calibration else None, truth)
+    return path
+
+
+def bad_inputs(tmp_path: Path) -> dict[str, list[object]]:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "garbage.bag").write_bytes(b"#ROSBAG V2.0\n" + b"\x00\xff" * 100)
+    (tmp_path / "garbage.mcap").write_bytes(b"nothing of the kind")
+    (tmp_path / "calib.txt").write_text("1 2 3\n")
+    (tmp_path / "camera.yaml").write_text("a: [1, 2")
+    good = shapes_bag(tmp_path / "good")
+    return {
+        "missing path": ["evaluate", tmp_path / "absent"],
+        "empty folder": ["evaluate", tmp_path / "empty"],
+        "broken ROS 1 bag": ["evaluate", tmp_path / "garbage.bag"],
+        "broken mcap": ["evaluate", tmp_path / "garbage.mcap"],
+        "bag without events": ["evaluate", shapes_bag(tmp_path / "no_events", events=False)],
+        "bag without calibration": [
+            "evaluate", shapes_bag(tmp_path / "no_calibration", calibration=False)
+        ],
+        "bad calib.txt": ["evaluate", good, "--calib", tmp_path / "calib.txt"],
+        "bad YAML": ["evaluate", good, "--calib", tmp_path / "camera.yaml"],
+        "missing calibration": ["evaluate", good, "--calib", tmp_path / "absent.yaml"],
+        "no window": ["evaluate", good, "--window-events", 0],
+        "negative window": ["evaluate", good, "--window-ms", -1],
+        "window not a number": ["evaluate", good, "--window-ms", "nan"],
+        "window too small": ["evaluate", good, "--window-events", 50],
+        "JSON into a folder": ["evaluate", good, "--json", tmp_path],
+        "CSV below a file": ["evaluate", good, "--csv", tmp_path / "calib.txt" / "rows.csv"],
+        "size": ["simulate", "--out", tmp_path / "s", "--size", "huge"],
+        "size of one number": ["simulate", "--out", tmp_path / "s", "--size", "346"],
+        "size that int() refuses": ["simulate", "--out", tmp_path / "s", "--size", "³x²"],
+        "size of nothing": ["simulate", "--out", tmp_path / "s", "--size", "0x0"],
+        "endless duration": ["simulate", "--out", tmp_path / "s", "--duration", "inf"],
+        "negative seed": ["simulate", "--out", tmp_path / "s", "--seed", -1],
+        "peak not a number": ["simulate", "--out", tmp_path / "s", "--peak", "nan", 1, 1],
+        "out exists": ["simulate", "--out", tmp_path / "empty", "--duration", 0.1],
+        "out below a file": ["simulate", "--out", tmp_path / "calib.txt" / "x", "--duration", 0.1],
+    }  # fmt: skip
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    wrong = []
+    for name, arguments in bad_inputs(tmp_path).items():
+        capsys.readouterr()
+        try:
+            code, _, err = run(capsys, *arguments)
+        except Exception as error:  # what a user would see as a traceback
+            wrong.append(f"{name}: {type(error).__name__}: {error}")
+            continue
+        if code != 2 or err.count("\n") != 1 or "event-binning-grad" not in err:
+            wrong.append(f"{name}: exit code {code}, {err!r}")
+    assert wrong == []
+
+
+def test_bad_input_prints_no_traceback(tmp_path: Path):
+    done = evaluate_in_a_process("evaluate", tmp_path / "absent")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / "absent") in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["evaluate"], ["evaluate", "x", "--gradient", "none"], ["simulate"],
+     ["evaluate", "x", "--window-events", "5", "--window-ms", "5"],
+     ["evaluate", "x", "--window-events", "many"]],
+)  # fmt: skip
+def test_bad_options_are_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("event-binning-grad")
+    assert "error:" in err
+
+
+def test_ros_commands_say_what_they_lack(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    for arguments in (["replay", "x"], ["demo"]):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2
+        assert err.count("\n") == 1
+        assert "rclpy and event_camera_msgs cannot be imported" in err
+
+
+def test_load_camera_takes_the_size_from_the_recording(tmp_path: Path):
+    calibration = tmp_path / "calib.txt"
+    calibration.write_text("10 11 8 7 0 0 0 0 0\n")
+    camera = cli.load_camera(calibration, shapes_bag(tmp_path / "bag"))
+    assert (camera.width, camera.height) == (16, 16)
+    assert camera.K[1, 1] == 11
+
+
+def test_error_metric_has_the_units_it_says():
+    t_ns = np.arange(0, 10) * 10**8
+    truth = GroundTruth(t_ns=t_ns, angular_velocity=np.zeros((10, 3)), source="test")
+    stamps = [10**8, 2 * 10**8, 5 * 10**12]  # the last one has no truth
+    omega = np.radians([[3.0, 0, 0], [0, 0, -3.0], [90.0, 90, 90]])
+    error = angular_velocity_error(stamps, omega, truth)
+    assert error is not None
+    assert error.compared == 2
+    assert error.rms_deg_s == pytest.approx(math.sqrt(2 * 9 / 6))
+    assert error.rms_per_axis_deg_s == pytest.approx((3 / math.sqrt(2), 0, 3 / math.sqrt(2)))
+    assert error.median_deg_s == pytest.approx(3.0)
+    assert angular_velocity_error([], np.empty((0, 3)), truth) is None
+    assert angular_velocity_error([5 * 10**12], omega[:1], truth) is None
