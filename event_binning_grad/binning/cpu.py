@@ -161,7 +161,7 @@ def _scatter_part(coords, weights, origin, bin_size, shifts, coefficients, start
 
 
 @numba.njit(parallel=True, **_FLAGS)
-def _scatter(coords, weights, origin, bin_size, shifts, coefficients, first_batch, parts, images):
+def _scatter(images, first_batch, parts, coords, weights, origin, bin_size, shifts, coefficients):
     """Images [jobs, n0, n1, n2] of the batches from first_batch on, each in so many parts."""
     events = weights.shape[1]
     for job in numba.prange(len(images)):

@@ -83,6 +83,8 @@ def _climb(
     while True:
         last = evaluate(parameters, bin_size)
         passes += 1
+        if not np.isfinite(last.hessian).all():  # nowhere to go from here
+            return Solution(parameters, last, np.inf, passes)
         step = newton_step(last, limit)
         if step @ previous < 0:
             # Turned back: the top lies between. Half the region makes the steps settle.
