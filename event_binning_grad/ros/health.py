@@ -1,0 +1,234 @@
+"""What the node says of itself: measurements, and what they mean in one line."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from event_binning_grad.estimation import EgomotionEstimate, Status
+from event_binning_grad.pipeline import PipelineCounters
+
+# A stream or an output that is silent for so long is reported, s.
+SILENCE_S = 2.0
+
+
+class Level(enum.IntEnum):
+    """The levels of diagnostic_msgs/DiagnosticStatus."""
+
+    OK = 0
+    WARN = 1
+    ERROR = 2
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What was measured over the windows of a period; empty where there was none.
+
+    lag_ms: from the arrival of a window's last packet to the publication of its estimate.
+    """
+
+    lag_ms: Sequence[float] = ()
+    solve_ms: Sequence[float] = ()
+    iterations: Sequence[int] = ()
+    contrast_gain: Sequence[float] = ()
+
+
+class Measurements:
+    """Gathers the measurements of a period; filled by one thread, taken by another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows: list[tuple[float, float, int, float]] = []
+
+    def add(self, estimate: EgomotionEstimate, lag_s: float) -> None:
+        row = (
+            1e3 * lag_s,
+            1e3 * estimate.solve_time_s,
+            estimate.iterations,
+            estimate.contrast_gain,
+        )
+        with self._lock:
+            self._rows.append(row)
+
+    def take(self) -> Activity:
+        with self._lock:
+            rows, self._rows = self._rows, []
+        return Activity(*zip(*rows, strict=True)) if rows else Activity()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The node's state at one moment. Counts are since its start, times on the monotonic clock.
+
+    Attributes:
+        time_s: now.
+        events_topic: where the packets come from.
+        publishers: how many offer that topic.
+        ready: everything is compiled.
+        calibration_problem: why there is no calibration and what to do; "" when there is one.
+        last_arrival_s, last_published_s: of a packet and of an estimate; the start, if none yet.
+        rejected_packets, last_rejection: packets dropped because of what is in them.
+        counters: of the pipeline.
+        activity: measured since the report before.
+    """
+
+    time_s: float
+    events_topic: str
+    publishers: int
+    ready: bool
+    calibration_problem: str
+    received_packets: int
+    received_bytes: int
+    queued_packets: int
+    shed_packets: int
+    shed_bytes: int
+    rejected_packets: int
+    last_rejection: str
+    last_arrival_s: float
+    published: int
+    last_published_s: float
+    last_discontinuity: str
+    device: str
+    gradient: str
+    counters: PipelineCounters = field(default_factory=PipelineCounters)
+    activity: Activity = field(default_factory=Activity)
+
+
+Problem = tuple[Level, str]
+
+
+def assess(before: Report, now: Report) -> Problem:
+    """How the node is, from its state a period ago and now: a level, and one line why.
+
+    The line says all that is wrong, the worst first, and what to do about it.
+    """
+    if not now.ready:
+        return Level.WARN, "starting: compiling (seconds, only the first time)"
+    silence_s = now.time_s - now.last_arrival_s
+    found = list(_input_problems(before, now, silence_s))
+    if now.received_packets and silence_s <= SILENCE_S and not now.calibration_problem:
+        found += _output_problems(before, now)
+    if not found:
+        return Level.OK, "publishing"
+    found.sort(key=lambda problem: -problem[0])
+    return found[0][0], "; ".join(text for _, text in found)
+
+
+def _input_problems(before: Report, now: Report, silence_s: float) -> Iterator[Problem]:
+    if not now.received_packets:
+        offer = "it is offered, but nothing comes" if now.publishers else "nobody publishes it"
+        yield (
+            Level.WARN,
+            f"no events yet on {now.events_topic} ({offer}): "
+            "start the camera's driver, or remap ~/events to its topic",
+        )
+    elif silence_s > SILENCE_S:
+        yield (
+            Level.ERROR,
+            f"no packets on {now.events_topic} for {silence_s:.0f} s: "
+            "the camera or its driver has stopped",
+        )
+    if now.calibration_problem:
+        yield Level.WARN, now.calibration_problem
+    rejected = now.rejected_packets - before.rejected_packets
+    if rejected:
+        yield Level.WARN, f"{rejected} packets rejected: {now.last_rejection}"
+    shed = now.shed_packets - before.shed_packets
+    if shed:
+        kilobytes = (now.shed_bytes - before.shed_bytes) / 1e3
+        yield (
+            Level.WARN,
+            f"{shed} packets ({kilobytes:.0f} kB) dropped: events come faster than they can be "
+            "worked off; lower the camera's event rate, or free the processor",
+        )
+    lost = now.counters.decoder.lost_packets - before.counters.decoder.lost_packets
+    if lost:
+        yield (
+            Level.WARN,
+            f"{lost} packets lost on the way here: raise the socket buffers (net.core.rmem_max), "
+            "or free the processor",
+        )
+
+
+def _output_problems(before: Report, now: Report) -> Iterator[Problem]:
+    """Problems of a stream that comes and is calibrated."""
+    windows = now.counters.windows - before.counters.windows
+    counts = {s: now.counters.estimates[s] - before.counters.estimates[s] for s in Status}
+    untrusted = {status: n for status, n in counts.items() if n and not status.ok}
+    if 2 * sum(untrusted.values()) > windows:
+        reasons = ", ".join(f"{n} {status.value}" for status, n in untrusted.items())
+        advice = _ADVICE[max(untrusted, key=lambda status: untrusted[status])]
+        yield (
+            Level.WARN,
+            f"{sum(untrusted.values())} of {windows} windows are not trusted and not published "
+            f"({reasons}): {advice}",
+        )
+    elif not windows and now.time_s - now.last_published_s > SILENCE_S:
+        yield (
+            Level.WARN,
+            "packets come, but no window fills: hardly anything moves, or window_events is too "
+            "high; window_ms limits a window's time",
+        )
+
+
+_ADVICE = {
+    Status.TOO_FEW_EVENTS: "hardly anything moves, or window_ms is too short",
+    Status.NO_STRUCTURE: "the camera sees no texture, or only noise",
+    Status.NO_CONTRAST_GAIN: "check the calibration; the motion is perhaps not a rotation",
+    Status.UNCERTAIN: "too few events or too little texture to tell: raise window_events",
+    Status.NOT_CONVERGED: "the motion changes too much within a window: lower window_events",
+}
+
+
+def figures(before: Report, now: Report) -> dict[str, str]:
+    """What /diagnostics lists: names with units, counts as plain integers."""
+    period_s = max(now.time_s - before.time_s, 1e-9)
+    counters, activity = now.counters, now.activity
+    decoder, events_before = counters.decoder, before.counters.decoder.events
+    values: dict[str, Any] = {
+        "events": decoder.events,
+        "on events": decoder.on_events,
+        "off events": decoder.off_events,
+        "events per s": round((decoder.events - events_before) / period_s),
+        "packets": now.received_packets,
+        "bytes": now.received_bytes,
+        "decoded packets": decoder.packets,
+        "lost packets": decoder.lost_packets,
+        "late packets": decoder.late_packets,
+        "shed packets": now.shed_packets,
+        "shed bytes": now.shed_bytes,
+        "rejected packets": now.rejected_packets,
+        "last rejection": now.last_rejection,
+        "queued packets": now.queued_packets,
+        "windows": counters.windows,
+        **{f"estimates {status.value}": counters.estimates[status] for status in Status},
+        "published": now.published,
+        "published per s": f"{(now.published - before.published) / period_s:.1f}",
+        "lag ms p50": _statistic(np.median, activity.lag_ms),
+        "lag ms max": _statistic(np.max, activity.lag_ms),
+        "solve ms mean": _statistic(np.mean, activity.solve_ms),
+        "solve ms max": _statistic(np.max, activity.solve_ms),
+        "iterations mean": _statistic(np.mean, activity.iterations),
+        "contrast gain mean": _statistic(np.nanmean, activity.contrast_gain),
+        "discontinuities": counters.discontinuities,
+        "last discontinuity": now.last_discontinuity,
+        "discarded events": counters.discarded_events + decoder.discarded_events,
+        "uncalibrated events": counters.uncalibrated_events,
+        "out of bounds events": decoder.out_of_bounds_events,
+        "unsynchronised events": decoder.unsynchronised_events,
+        "clock resets": decoder.clock_resets,
+        "steps back in time": decoder.time_steps_back,
+        "device": now.device,
+        "gradient": now.gradient,
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+def _statistic(function: Any, values: Sequence[float]) -> str:
+    finite = [value for value in values if np.isfinite(value)]
+    return f"{function(finite):.2f}" if finite else ""

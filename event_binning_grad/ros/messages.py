@@ -1,0 +1,153 @@
+"""From the core's values to ROS messages. Pure functions, no node."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from event_camera_msgs.msg import EventPacket
+from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped
+from sensor_msgs.msg import CameraInfo, Image, TimeReference
+from std_msgs.msg import Header
+
+from event_binning_grad.errors import PacketError
+from event_binning_grad.events.types import NS_PER_S, PacketLike, stamp_to_ns
+
+if TYPE_CHECKING:  # the replayer needs the conversions, but not the estimator
+    from event_binning_grad.estimation import EgomotionEstimate
+    from event_binning_grad.ros.health import Level
+
+# The velocity is not estimated: 0 with this variance, (m/s)^2. Whoever fuses the twist must leave
+# these axes out by configuration (robot_localization: false in twist0_config); a large variance
+# says the same to who looks, and a zero would claim a camera nailed to its place.
+UNKNOWN_LINEAR_VARIANCE = 1e6
+
+# White in the event image: this percentile of the pixels that hold events, but at least so many
+# events, so that single noise events stay dark.
+_WHITE_PERCENTILE = 99.0
+_WHITE_MIN_EVENTS = 3.0
+
+WINDOW_END = "window_end"
+
+
+def to_time(time_ns: int) -> Time:
+    """builtin_interfaces/Time of a time in ns.
+
+    Raises:
+        PacketError: the message cannot hold it; only a packet with a wild time leads there.
+    """
+    sec, nanosec = divmod(int(time_ns), NS_PER_S)
+    if not -(2**31) <= sec < 2**31:
+        raise PacketError(
+            f"the packet's times lead to {sec} s, expected a time that a ROS stamp can hold: "
+            "check the driver's stamps"
+        )
+    return Time(sec=sec, nanosec=nanosec)
+
+
+def to_twist(estimate: EgomotionEstimate, frame_id: str) -> TwistWithCovarianceStamped:
+    """The angular velocity in rad/s, its covariance, and a linear velocity marked as unknown."""
+    message = TwistWithCovarianceStamped()
+    message.header = _header(estimate.stamp_ns, frame_id)
+    angular = message.twist.twist.angular
+    angular.x, angular.y, angular.z = (float(w) for w in estimate.angular_velocity)
+    covariance = np.zeros((6, 6))
+    covariance[:3, :3] = UNKNOWN_LINEAR_VARIANCE * np.eye(3)
+    covariance[3:, 3:] = estimate.covariance
+    message.twist.covariance = covariance.ravel()
+    return message
+
+
+def to_window_reference(estimate: EgomotionEstimate, frame_id: str) -> TimeReference:
+    """Which events a twist was made of: its stamp, and the time of the window's last event."""
+    message = TimeReference()
+    message.header = _header(estimate.stamp_ns, frame_id)
+    message.time_ref = to_time(estimate.window_end_ns)
+    message.source = WINDOW_END
+    return message
+
+
+def write_image(
+    message: Image, counts: npt.NDArray[np.float32], stamp_ns: int, frame_id: str
+) -> None:
+    """Writes events a pixel [H, W] into a mono8 image, which keeps its buffer from call to call.
+
+    0 is black; the 99th percentile of the pixels with events, at least 3 events, is white.
+    """
+    height, width = counts.shape
+    message.header = _header(stamp_ns, frame_id)
+    if (message.height, message.width) != (height, width):
+        message.height, message.width = height, width
+        message.encoding, message.step = "mono8", width
+        # rclpy checks anything but an array.array byte by byte: 0.4 s for an ndarray of 2.4 MB.
+        message.data = array.array("B", bytes(height * width))
+    lit = counts[counts > 0.5]
+    white = max(float(np.percentile(lit, _WHITE_PERCENTILE)) if len(lit) else 0, _WHITE_MIN_EVENTS)
+    pixels = np.frombuffer(message.data, np.uint8).reshape(height, width)
+    pixels[:] = np.clip(counts * (255 / white), 0, 255)
+
+
+def to_diagnostics(
+    name: str, stamp: Time, level: Level, summary: str, values: Mapping[str, str]
+) -> DiagnosticArray:
+    """One status for /diagnostics."""
+    status = DiagnosticStatus(
+        name=name,
+        level=bytes([level]),
+        message=summary,
+        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+    )
+    return DiagnosticArray(header=Header(stamp=stamp), status=[status])
+
+
+def to_camera_info(info: Mapping[str, object], stamp_ns: int, frame_id: str) -> CameraInfo:
+    """sensor_msgs/CameraInfo of a recording's calibration (width, height, model, d, k)."""
+    k = np.asarray(info["k"], np.float64).ravel()
+    return CameraInfo(
+        header=_header(stamp_ns, frame_id),
+        width=int(info["width"]),  # type: ignore[arg-type]
+        height=int(info["height"]),  # type: ignore[arg-type]
+        distortion_model=str(info["distortion_model"]),
+        d=np.asarray(info["d"], np.float64).ravel().tolist(),
+        k=k,
+        r=np.eye(3).ravel(),
+        p=np.insert(k, [3, 6, 9], 0.0),  # no rectification: K with a column of zeros
+    )
+
+
+def to_true_twist(
+    angular: npt.NDArray[np.float64],
+    linear: npt.NDArray[np.float64] | None,
+    stamp_ns: int,
+    frame_id: str,
+) -> TwistStamped:
+    """A ground-truth twist: angular [3] in rad/s, linear [3] in m/s or unknown (then 0)."""
+    message = TwistStamped(header=_header(stamp_ns, frame_id))
+    twist = message.twist
+    twist.angular.x, twist.angular.y, twist.angular.z = (float(w) for w in angular)
+    if linear is not None:
+        twist.linear.x, twist.linear.y, twist.linear.z = (float(v) for v in linear)
+    return message
+
+
+def to_packet(packet: PacketLike) -> EventPacket:
+    """event_camera_msgs/EventPacket of any packet with its fields."""
+    return EventPacket(
+        header=_header(stamp_to_ns(packet.header.stamp), packet.header.frame_id),
+        height=packet.height,
+        width=packet.width,
+        seq=packet.seq,
+        time_base=packet.time_base,
+        encoding=packet.encoding,
+        is_bigendian=packet.is_bigendian,
+        events=array.array("B", bytes(packet.events)),
+    )
+
+
+def _header(stamp_ns: int, frame_id: str) -> Header:
+    return Header(stamp=to_time(stamp_ns), frame_id=frame_id)

@@ -1,0 +1,98 @@
+"""The node's parameters: the fields of two dataclasses, so that a name stands once."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.node import Node
+
+from event_binning_grad.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What the node does besides estimating; config/default.yaml is the manual.
+
+    Attributes:
+        calibration_file: camera_info YAML or calib.txt; empty to take ~/camera_info.
+        frame_id: frame of the published messages; empty for the one of the packets, which must
+            be the camera's optical frame (z forward, x right, y down).
+        queue_ms: how long a packet may wait to be worked on, ms; then all that wait but the
+            newest are dropped.
+        iwe_rate_hz: at most so many event images a second are made, Hz.
+        diagnostics_period_s: time between two messages on /diagnostics, s.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+
+    calibration_file: str = ""
+    frame_id: str = ""
+    queue_ms: float = 200.0
+    iwe_rate_hz: float = 30.0
+    diagnostics_period_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, lowest, highest in (
+            ("queue_ms", 1.0, 60_000.0),
+            ("iwe_rate_hz", 0.1, 1000.0),
+            ("diagnostics_period_s", 0.1, 3600.0),
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and lowest <= value <= highest):
+                raise ConfigError(f"{name} {value}: expected {lowest:g} to {highest:g}")
+
+
+def declare(node: Node, kind: type[Config]) -> Config:
+    """Declares a read-only parameter for every field of a dataclass; the dataclass of their values.
+
+    Raises:
+        ConfigError: a value of another type, or one that the dataclass refuses.
+    """
+    descriptions = field_descriptions(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        descriptor = ParameterDescriptor(
+            description=descriptions.get(field.name, ""),
+            read_only=True,
+            dynamic_typing=True,  # an integer for a float is fine; `_typed` checks the rest
+        )
+        default: Any = field.default
+        value = node.declare_parameter(field.name, default, descriptor).value
+        values[field.name] = _typed(field.name, value, type(default))
+    return kind(**values)
+
+
+def unknown_parameters(node: Node) -> list[str]:
+    """Names that were given to the node, in a file or on the command line, and mean nothing."""
+    # There is no public way to ask for what was given and not declared.
+    given = getattr(node, "_parameter_overrides", {})
+    return sorted(
+        name
+        for name in given
+        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+    )
+
+
+def field_descriptions(kind: type) -> dict[str, str]:
+    """The text of each field, from the "Attributes:" of a dataclass's docstring, in one line."""
+    _, _, attributes = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    attributes = attributes.partition("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{name} {value!r} is {type(value).__name__}, expected {kind.__name__}")
+    return value

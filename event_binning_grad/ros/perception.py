@@ -1,0 +1,239 @@
+"""The perception node: event packets in, angular velocity out."""
+
+from __future__ import annotations
+
+import copy
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from event_camera_msgs.msg import EventPacket
+from geometry_msgs.msg import TwistWithCovarianceStamped
+from rclpy.clock import Clock, ClockType  # pyright: ignore[reportPrivateImportUsage] # Humble
+from rclpy.executors import Executor
+from rclpy.node import Node
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, Image, TimeReference
+
+from event_binning_grad.cli import load_camera
+from event_binning_grad.errors import EventBinningError
+from event_binning_grad.estimation import EgomotionEstimate
+from event_binning_grad.events.types import NS_PER_S, PacketLike
+from event_binning_grad.geometry import Camera
+from event_binning_grad.pipeline import PipelineConfig
+from event_binning_grad.ros import health
+from event_binning_grad.ros.health import Report
+from event_binning_grad.ros.messages import (
+    to_diagnostics,
+    to_twist,
+    to_window_reference,
+    write_image,
+)
+from event_binning_grad.ros.packet_queue import PacketQueue
+from event_binning_grad.ros.parameters import NodeConfig, declare, unknown_parameters
+from event_binning_grad.ros.qos import CAMERA_INFO_QOS, EVENTS_QOS, OUTPUT_DEPTH
+from event_binning_grad.ros.worker import CompensatedImage, Worker
+
+if TYPE_CHECKING:
+    from rclpy.subscription import MessageInfo  # not on Humble
+
+_LOG_PERIOD_S = 5.0
+
+
+class PerceptionNode(Node):
+    """Estimates the angular velocity of one event camera.
+
+    Subscribes ~/events (event_camera_msgs/EventPacket) and, without a calibration_file,
+    ~/camera_info. Publishes ~/twist (TwistWithCovarianceStamped, rad/s, camera frame, trusted
+    estimates only), ~/window (TimeReference: a twist's stamp and the end of its window), ~/iwe
+    (mono8, the motion-compensated events) and /diagnostics; ~/window and ~/iwe only while somebody
+    listens.
+
+    The executor's thread receives, a worker thread decodes and estimates. start() begins, stop()
+    must be called at the end.
+
+    Raises:
+        EventBinningError: a parameter or the calibration file is bad.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("perception")
+        self._config = declare(self, NodeConfig)
+        pipeline_config = declare(self, PipelineConfig)
+        for name in unknown_parameters(self):
+            self.get_logger().warning(f"parameter {name} is not known here and has no effect")
+        self.failure: BaseException | None = None
+        self._queue: PacketQueue[PacketLike] = PacketQueue(self._config.queue_ms / 1e3)
+        self._worker = Worker(pipeline_config, self._queue, self)
+        self._pipeline_config = pipeline_config
+        self._executor: Executor | None = None
+        self._ready = False
+        self._image = Image()
+        self._next_image_s = 0.0
+        self._rejected, self._last_rejection = 0, ""
+        self._published, self._last_published_s = 0, time.monotonic()
+        self._last_arrival_s = time.monotonic()
+        self._twist = self.create_publisher(TwistWithCovarianceStamped, "~/twist", OUTPUT_DEPTH)
+        self._window = self.create_publisher(TimeReference, "~/window", OUTPUT_DEPTH)
+        self._iwe = self.create_publisher(Image, "~/iwe", OUTPUT_DEPTH)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", OUTPUT_DEPTH)
+        self._events_topic = self.resolve_topic_name("~/events")
+        self._last_camera_info: tuple[object, ...] | None = None
+        self._calibration_problem = self._take_calibration()
+        self._last_report = self._report()
+        # Not on ROS time: a node that waits for /clock must be able to say so.
+        self.create_timer(
+            self._config.diagnostics_period_s,
+            self._publish_diagnostics,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
+
+    def start(self, executor: Executor) -> None:
+        """Starts the worker; events are subscribed to as soon as everything is compiled.
+
+        A packet that came before would have to wait seconds, or be dropped.
+        """
+        self._executor = executor
+        self._worker.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the worker; False if it is still busy (with the compiler) after the time."""
+        return self._worker.stop(timeout_s)
+
+    # Called on the executor's thread.
+
+    def _on_events(self, packet: EventPacket) -> None:
+        self._last_arrival_s = time.monotonic()
+        self._queue.put(packet, self._last_arrival_s, len(packet.events))
+
+    def _on_events_with_info(self, packet: EventPacket, info: MessageInfo) -> None:
+        """The same where rclpy tells how long the packet has waited in the middleware."""
+        received_ns = info["received_timestamp"]  # 0 where the middleware does not know
+        waited_s = max(0, time.time_ns() - received_ns) / NS_PER_S if received_ns else 0.0
+        self._last_arrival_s = time.monotonic()
+        self._queue.put(packet, self._last_arrival_s - waited_s, len(packet.events))
+
+    def _on_camera_info(self, info: CameraInfo) -> None:
+        content = (info.width, info.height, info.distortion_model, tuple(info.d), tuple(info.k))
+        if content == self._last_camera_info:
+            return
+        self._last_camera_info = content
+        try:
+            self._worker.set_camera(Camera.from_camera_info(info))
+        except EventBinningError as error:
+            self._refuse_calibration(error)
+
+    def _subscribe(self) -> None:
+        knows_info = hasattr(Subscription, "CallbackType")  # not yet on Humble
+        callback = self._on_events_with_info if knows_info else self._on_events
+        self.create_subscription(EventPacket, "~/events", callback, EVENTS_QOS)
+        self._ready = True
+        self.get_logger().info(
+            f"ready: {self._events_topic} -> {self._twist.topic_name} "
+            f"(device {self._pipeline_config.device})"
+        )
+
+    def _publish_diagnostics(self) -> None:
+        before, now = self._last_report, self._report()
+        self._last_report = now
+        level, summary = health.assess(before, now)
+        stamp = self.get_clock().now().to_msg()
+        name = f"{self.get_fully_qualified_name()}: egomotion"
+        self._diagnostics.publish(
+            to_diagnostics(name, stamp, level, summary, health.figures(before, now))
+        )
+
+    def _report(self) -> Report:
+        queue = self._queue
+        return Report(
+            time_s=time.monotonic(),
+            events_topic=self._events_topic,
+            publishers=self.count_publishers(self._events_topic),
+            ready=self._ready,
+            calibration_problem=self._calibration_problem,
+            received_packets=queue.received_packets,
+            received_bytes=queue.received_bytes,
+            queued_packets=len(queue),
+            shed_packets=queue.shed_packets,
+            shed_bytes=queue.shed_bytes,
+            rejected_packets=self._rejected,
+            last_rejection=self._last_rejection,
+            last_arrival_s=self._last_arrival_s,
+            published=self._published,
+            last_published_s=self._last_published_s,
+            last_discontinuity=self._worker.last_discontinuity or "",
+            device=self._pipeline_config.device,
+            gradient=self._pipeline_config.gradient,
+            counters=copy.deepcopy(self._worker.counters),
+            activity=self._worker.take_activity(),
+        )
+
+    # Called on the worker's thread.
+
+    def on_ready(self) -> None:
+        assert self._executor is not None  # start() gave it
+        self._executor.create_task(self._subscribe)
+
+    def on_estimate(
+        self, estimate: EgomotionEstimate, packet: PacketLike, image: CompensatedImage
+    ) -> None:
+        if not estimate.status.ok:
+            return
+        frame_id = self._config.frame_id or packet.header.frame_id
+        self._twist.publish(to_twist(estimate, frame_id))
+        self._published += 1
+        self._last_published_s = time.monotonic()
+        if self._window.get_subscription_count():
+            self._window.publish(to_window_reference(estimate, frame_id))
+        if self._last_published_s >= self._next_image_s and self._iwe.get_subscription_count():
+            self._next_image_s = self._last_published_s + 1 / self._config.iwe_rate_hz
+            counts = image()
+            if counts is not None:
+                write_image(self._image, counts, estimate.stamp_ns, frame_id)
+                self._iwe.publish(self._image)
+
+    def on_rejected(self, reason: str) -> None:
+        self._rejected += 1
+        self._last_rejection = reason
+        self.get_logger().warning(f"packet dropped: {reason}", throttle_duration_sec=_LOG_PERIOD_S)
+
+    def on_calibration(self, camera: Camera, error: EventBinningError | None) -> None:
+        if error is not None:
+            self._refuse_calibration(error)
+            return
+        self._calibration_problem = ""
+        self.get_logger().info(
+            f"calibration: {camera.width}x{camera.height}, {camera.distortion_model}, "
+            f"focal lengths {camera.K[0, 0]:.1f} {camera.K[1, 1]:.1f} px"
+        )
+
+    def on_failure(self, error: BaseException) -> None:
+        if not self.context.ok():  # publishing failed because the node is being shut down
+            return
+        self.failure = error
+        text = str(error)
+        if not isinstance(error, EventBinningError):  # unexpected: whoever repairs it needs all
+            text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self.get_logger().fatal(f"the node ends: {text}")
+        rclpy.try_shutdown(context=self.context)
+
+    # On either.
+
+    def _refuse_calibration(self, error: EventBinningError) -> None:
+        self._calibration_problem = str(error)
+        self.get_logger().error(str(error))
+
+    def _take_calibration(self) -> str:
+        """Reads the calibration file, or subscribes to camera_info; says what is missing then."""
+        if self._config.calibration_file:
+            self._worker.set_camera(load_camera(Path(self._config.calibration_file)))
+            return "the calibration is being prepared"
+        topic = self.resolve_topic_name("~/camera_info")
+        self.create_subscription(CameraInfo, "~/camera_info", self._on_camera_info, CAMERA_INFO_QOS)
+        return (
+            f"no calibration yet: publish sensor_msgs/CameraInfo on {topic}, or set the parameter "
+            "calibration_file"
+        )

@@ -1,0 +1,146 @@
+"""The executable `replay`: publishes a recording over ROS in real time, without ros2 bag."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from event_binning_grad.cli import EXIT_BAD_INPUT, require_ros
+from event_binning_grad.errors import ConfigError, EventBinningError
+from event_binning_grad.events.bags import EVENTS_TOPIC
+from event_binning_grad.events.recordings import open_recording
+from event_binning_grad.ros.signals import exit_at_once, leave_to_rclpy
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """How a recording is published.
+
+    Attributes:
+        rate: speed; 2 is twice as fast as it was.
+        loop: begin again at the end, until interrupted.
+        clock: publish /clock, the recording's time, for nodes with use_sim_time.
+        wait_s: wait for a subscriber to the events, at most this long, s.
+        events_topic: where the events go.
+        publish_log: CSV with a row a packet: seq, when it was published (monotonic clock, ns), its
+            header stamp and its time in the recording (that of its last event), ns.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+
+    rate: float = 1.0
+    loop: bool = False
+    clock: bool = False
+    wait_s: float = 0.0
+    events_topic: str = EVENTS_TOPIC
+    publish_log: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise ConfigError(f"rate {self.rate}: expected a number above 0, such as 0.5")
+        if not (math.isfinite(self.wait_s) and self.wait_s >= 0):
+            raise ConfigError(f"wait {self.wait_s} s: expected 0 or more")
+
+
+@dataclass
+class ReplayCounters:
+    """What was published."""
+
+    packets: int = 0
+    packet_bytes: int = 0
+    messages: int = 0
+    """Packets and all others."""
+    largest_delay_s: float = 0.0
+    """How late a message was at most, against the recording's own pace."""
+
+
+def replay(path: Path | str, config: ReplayConfig | None = None) -> ReplayCounters:
+    """Publishes a recording until its end, or until SIGINT or SIGTERM.
+
+    Bags are published as they are, byte by byte: the events on config.events_topic, the camera's
+    info and ground truth on the topics beside it, all others on their own. Recordings without ROS
+    messages are encoded as EVT 3.0 packets.
+
+    Raises:
+        RecordingError: the recording cannot be read, or holds no events.
+        ConfigError: ROS 2 or its message packages are not there.
+    """
+    require_ros()
+    import rclpy
+    from rclpy.executors import ExternalShutdownException
+
+    from event_binning_grad.ros.replayer import Replayer
+    from event_binning_grad.ros.start import initialise
+
+    recording = open_recording(path)
+    own_context = not rclpy.ok()
+    if own_context:
+        initialise([])
+    counters = ReplayCounters()
+    try:
+        with Replayer(recording, config or ReplayConfig(), counters) as replayer:
+            replayer.run()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except Exception:
+        if rclpy.ok():  # else the signal came while a message was being published
+            raise
+    finally:
+        if own_context:
+            rclpy.try_shutdown()
+    return counters
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a replay as a ROS node; returns the exit code. Bad input is one line."""
+    exit_at_once()
+    try:
+        require_ros()
+        import rclpy
+
+        from event_binning_grad.ros.start import initialise
+
+        leave_to_rclpy()
+        options = _parser().parse_args(initialise(arguments))
+        config = ReplayConfig(
+            rate=options.rate,
+            loop=options.loop,
+            clock=options.clock,
+            wait_s=options.wait,
+            events_topic=options.events_topic,
+            publish_log=options.publish_log,
+        )
+        try:
+            replay(options.recording, config)
+        finally:
+            rclpy.try_shutdown()
+    except EventBinningError as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="replay", description=__doc__)
+    parser.add_argument("recording", type=Path)
+    parser.add_argument("--rate", type=float, default=1.0, help="speed (default: %(default)s)")
+    parser.add_argument("--loop", action="store_true", help="begin again at the end")
+    parser.add_argument("--clock", action="store_true", help="publish /clock (for use_sim_time)")
+    parser.add_argument(
+        "--wait", type=float, default=0.0, metavar="S",
+        help="wait for a subscriber to the events, at most this long, s (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--events-topic", default=EVENTS_TOPIC, help="default: %(default)s")
+    parser.add_argument(
+        "--publish-log", type=Path, metavar="CSV", help="a row a packet: seq, times"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,386 @@
+"""What a replay publishes, and when."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import importlib
+import posixpath
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.publisher import Publisher
+from rosgraph_msgs.msg import Clock
+
+from event_binning_grad.errors import RecordingError
+from event_binning_grad.events.bags import (
+    CAMERA_INFO_TOPIC,
+    CAMERA_INFO_TYPE,
+    EVENT_PACKET_TYPE,
+    EVENT_TYPES,
+    GROUND_TRUTH_TOPIC,
+    TWIST_TYPE,
+    BagRecording,
+    typestore,
+)
+from event_binning_grad.events.encoder import packetize
+from event_binning_grad.events.ground_truth import GroundTruth
+from event_binning_grad.events.recordings import Recording
+from event_binning_grad.events.types import (
+    NS_PER_MS,
+    NS_PER_S,
+    EventPacket,
+    Events,
+    stamp_to_ns,
+)
+from event_binning_grad.ros.messages import to_camera_info, to_packet, to_time, to_true_twist
+from event_binning_grad.ros.qos import EVENTS_QOS, OUTPUT_DEPTH
+from event_binning_grad.ros.replay import ReplayConfig, ReplayCounters
+
+# Of what a recording without ROS messages is made into.
+FRAME_ID = "event_camera"
+PACKET_NS = 4 * NS_PER_MS
+CAMERA_INFO_PERIOD_NS = NS_PER_S
+
+# Each message on /clock wakes every node on simulated time, so there is one each 5 ms and not one
+# a packet: messages are ahead of the clock by less than that.
+TICK_NS = 5 * NS_PER_MS
+# A publisher knows of a subscriber before the subscriber knows of it, and until then the
+# subscriber takes nothing from it.
+_SETTLE_S = 0.5
+_LATE_S = 0.5
+_PROGRESS_PERIOD_S = 0.2
+
+
+class Message(NamedTuple):
+    """What is to be published: CDR bytes, or a message object, at a time of the recording."""
+
+    time_ns: int
+    topic: str
+    type_name: str
+    content: Any
+
+
+class Replayer:
+    """One replay: its node, its pace and its log. A context manager.
+
+    counters: filled in while it runs.
+    """
+
+    def __init__(
+        self, recording: Recording, config: ReplayConfig, counters: ReplayCounters
+    ) -> None:
+        self._recording = recording
+        self._config = config
+        self._counters = counters
+        self._node = rclpy.create_node("replay", start_parameter_services=False)
+        self._publishers: dict[str, Publisher | None] = {}
+        self._clock = self._node.create_publisher(Clock, "/clock", 10) if config.clock else None
+        self._cleanup = ExitStack()
+        self._cleanup.callback(self._node.destroy_node)
+        self._log = self._open_log()
+        self._progress = self._cleanup.enter_context(_Progress())
+
+    def __enter__(self) -> Replayer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def run(self) -> None:
+        """Publishes the recording, once or until interrupted.
+
+        Raises:
+            RecordingError: it cannot be read, or holds no events.
+            ExternalShutdownException: the node was told to end.
+        """
+        if self._recording.width is None:  # known by the first packet
+            raise RecordingError(f"{self._recording.path} holds no event packets to publish")
+        events = self._publisher(self._config.events_topic, EVENT_PACKET_TYPE)
+        assert events is not None  # its type is imported above
+        # All of them before anything is published, so that subscribers find them in time.
+        for topic, type_name in recorded_topics(self._recording, self._config.events_topic).items():
+            self._publisher(topic, type_name)
+        calibration = first_camera_info(self._recording)
+        self._wait_for_subscriber(events)
+        while True:
+            if calibration is not None:
+                self._publish(calibration)
+            self._play()
+            if not self._config.loop:
+                break
+        self._say_end()
+
+    def _play(self) -> None:
+        """Publishes the recording once."""
+        pace: _Pace | None = None
+        for message in recorded_messages(self._recording, self._config.events_topic):
+            pace = pace or _Pace(message.time_ns, self._config.rate, self._tick)
+            late_s = pace.wait_until(message.time_ns)
+            self._counters.largest_delay_s = max(self._counters.largest_delay_s, late_s)
+            self._publish(message)
+            self._progress.show((message.time_ns - pace.start_ns) / NS_PER_S, self._counters)
+
+    def _tick(self, time_ns: int) -> None:
+        if not self._node.context.ok():
+            raise ExternalShutdownException
+        if self._clock is not None:
+            self._clock.publish(Clock(clock=to_time(time_ns)))
+
+    def _publish(self, message: Message) -> None:
+        publisher = self._publisher(message.topic, message.type_name)
+        if publisher is None:
+            return
+        published_ns = time.monotonic_ns()
+        publisher.publish(message.content)
+        self._counters.messages += 1
+        if message.topic == self._config.events_topic:
+            content = message.content
+            size = len(content) if isinstance(content, bytes) else len(content.events)
+            self._counters.packets += 1
+            self._counters.packet_bytes += size
+            if self._log is not None:
+                self._log_packet(message, published_ns)
+
+    def _publisher(self, topic: str, type_name: str) -> Publisher | None:
+        """The publisher for a topic; None, and a line the first time, if its type is not there."""
+        if topic not in self._publishers:
+            self._publishers[topic] = self._make_publisher(topic, type_name)
+        return self._publishers[topic]
+
+    def _make_publisher(self, topic: str, type_name: str) -> Publisher | None:
+        try:
+            kind = message_class(type_name)
+        except (ImportError, AttributeError):
+            self._node.get_logger().warning(
+                f"{topic} is left out: its type {type_name} is not installed here"
+            )
+            return None
+        qos = EVENTS_QOS if topic == self._config.events_topic else OUTPUT_DEPTH
+        return self._node.create_publisher(kind, topic, qos)
+
+    def _wait_for_subscriber(self, events: Publisher) -> None:
+        wait_s = self._config.wait_s
+        deadline_s = time.monotonic() + wait_s
+        while not events.get_subscription_count() and time.monotonic() < deadline_s:
+            if not self._node.context.ok():
+                raise ExternalShutdownException
+            time.sleep(0.02)
+        if events.get_subscription_count():
+            time.sleep(_SETTLE_S)
+        elif wait_s:
+            self._node.get_logger().warning(
+                f"nobody has subscribed to {events.topic_name} within {wait_s:g} s: "
+                "publishing all the same"
+            )
+
+    def _open_log(self) -> Any:
+        path = self._config.publish_log
+        if path is None:
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = csv.writer(self._cleanup.enter_context(path.open("w", newline="")))
+        rows.writerow(["seq", "published_ns", "stamp_ns", "recorded_ns"])
+        return rows
+
+    def _log_packet(self, message: Message, published_ns: int) -> None:
+        packet: Any = message.content
+        if isinstance(packet, bytes):
+            packet = typestore().deserialize_cdr(packet, EVENT_PACKET_TYPE)
+        stamp_ns = stamp_to_ns(packet.header.stamp)
+        self._log.writerow([packet.seq, published_ns, stamp_ns, message.time_ns])
+
+    def _say_end(self) -> None:
+        counters = self._counters
+        text = f"{counters.packets:,} packets, {counters.packet_bytes / 1e6:.1f} MB published"
+        if counters.largest_delay_s > _LATE_S:
+            text += f", at most {counters.largest_delay_s:.1f} s late: too fast for this machine"
+        self._node.get_logger().info(text)
+
+
+class _Pace:
+    """Turns times of the recording into absolute deadlines of the monotonic clock.
+
+    tick: called with the recording's time each TICK_NS, before the messages of that time.
+    """
+
+    def __init__(self, start_ns: int, rate: float, tick: Callable[[int], None]) -> None:
+        self.start_ns = start_ns
+        self._rate = rate
+        self._tick = tick
+        self._next_tick_ns = start_ns
+        self._began_s = time.monotonic()
+
+    def wait_until(self, time_ns: int) -> float:
+        """Sleeps until it is this time of the recording; returns how late it is already, s."""
+        while self._next_tick_ns <= time_ns:
+            self._sleep_until(self._next_tick_ns)
+            self._tick(self._next_tick_ns)
+            self._next_tick_ns += TICK_NS
+        return self._sleep_until(time_ns)
+
+    def _sleep_until(self, time_ns: int) -> float:
+        deadline_s = self._began_s + (time_ns - self.start_ns) / NS_PER_S / self._rate
+        ahead_s = deadline_s - time.monotonic()
+        if ahead_s > 0:
+            time.sleep(ahead_s)
+        return max(0.0, -ahead_s)
+
+
+class _Progress:
+    """A line on a terminal that is written again and again; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._next_s = 0.0
+        self._written = False
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._written:
+            print(file=sys.stderr)
+
+    def show(self, elapsed_s: float, counters: ReplayCounters) -> None:
+        now_s = time.monotonic()
+        if not self._terminal or now_s < self._next_s:
+            return
+        self._next_s, self._written = now_s + _PROGRESS_PERIOD_S, True
+        text = f"{elapsed_s:8.1f} s {counters.packets:10,} packets"
+        text += f" {counters.packet_bytes / 1e6:8.1f} MB"
+        print(f"\r{text}", end="", file=sys.stderr, flush=True)
+
+
+def message_class(type_name: str) -> Any:
+    """The class of a message type such as "sensor_msgs/msg/Image".
+
+    Raises:
+        ImportError, AttributeError: it is not installed.
+    """
+    package, _, name = type_name.rpartition("/")
+    return getattr(importlib.import_module(package.replace("/", ".")), name)
+
+
+def recorded_topics(recording: Recording, events_topic: str) -> dict[str, str]:
+    """Type by topic of what recorded_messages gives."""
+    if isinstance(recording, BagRecording):
+        targets = _targets(recording, events_topic)
+        left_out = recording.unconvertible_topics
+        return {
+            targets.get(topic, topic): _current_type(type_name)
+            for topic, type_name in recording.topics.items()
+            if topic not in left_out
+        }
+    topics = {events_topic: EVENT_PACKET_TYPE}
+    if recording.calibration() is not None:
+        topics[CAMERA_INFO_TOPIC] = CAMERA_INFO_TYPE
+    if recording.ground_truth() is not None:
+        topics[GROUND_TRUTH_TOPIC] = TWIST_TYPE
+    return topics
+
+
+def recorded_messages(recording: Recording, events_topic: str) -> Iterator[Message]:
+    """The messages of a recording in the order of time, on the topics where they are to go."""
+    if not isinstance(recording, BagRecording):
+        return _encoded_messages(recording, events_topic)
+    targets = _targets(recording, events_topic)
+    return (
+        Message(
+            raw.bag_time_ns,
+            targets.get(raw.topic, raw.topic),
+            _current_type(raw.type_name),
+            bytes(raw.data),
+        )
+        for raw in recording.raw_messages()
+    )
+
+
+def first_camera_info(recording: Recording) -> Message | None:
+    """The calibration, to be published before everything else; None if there is none."""
+    if isinstance(recording, BagRecording):
+        topic = _beside(recording, CAMERA_INFO_TYPE)
+        for raw in recording.raw_messages([topic] if topic else []):
+            return Message(raw.bag_time_ns, CAMERA_INFO_TOPIC, CAMERA_INFO_TYPE, bytes(raw.data))
+        return None
+    info = recording.calibration()
+    if info is None:
+        return None
+    return Message(0, CAMERA_INFO_TOPIC, CAMERA_INFO_TYPE, to_camera_info(info, 0, FRAME_ID))
+
+
+def _current_type(type_name: str) -> str:
+    """The type to publish: the old name of the event packets had the same fields."""
+    return EVENT_PACKET_TYPE if type_name in EVENT_TYPES else type_name
+
+
+def _targets(recording: BagRecording, events_topic: str) -> dict[str, str]:
+    """Where the events go, and the calibration and ground truth that belong to them."""
+    targets = {recording.topic: events_topic}
+    info = _beside(recording, CAMERA_INFO_TYPE)
+    truth = _beside(recording, TWIST_TYPE, "ground_truth")
+    targets |= {info: CAMERA_INFO_TOPIC} if info else {}
+    targets |= {truth: GROUND_TRUTH_TOPIC} if truth else {}
+    return targets
+
+
+def _beside(recording: BagRecording, type_name: str, part: str = "") -> str | None:
+    """The topic of this type that stands nearest to the events' topic; None if there is none."""
+    found = [t for t, kind in recording.topics.items() if kind == type_name and part in t]
+
+    def shared(topic: str) -> int:
+        return len(posixpath.commonpath([f"/{topic}", f"/{recording.topic}"]))
+
+    return max(found, key=shared, default=None)
+
+
+def _encoded_messages(recording: Recording, events_topic: str) -> Iterator[Message]:
+    """Packets, camera infos and true twists of a recording that holds no ROS messages."""
+    info, truth = recording.calibration(), recording.ground_truth()
+    others: Iterator[Message] = iter(())
+    upcoming: Message | None = None
+    last_ns: int | None = None
+    for packet in _packets(recording):
+        first_ns = stamp_to_ns(packet.header.stamp)
+        if last_ns is None:
+            streams = _camera_infos(info, first_ns), _twists(truth, first_ns)
+            others = heapq.merge(*streams, key=lambda message: message.time_ns)
+            upcoming = next(others, None)
+        last_ns = first_ns + PACKET_NS  # when a live robot would have got it
+        while upcoming is not None and upcoming.time_ns <= last_ns:
+            yield upcoming
+            upcoming = next(others, None)
+        yield Message(last_ns, events_topic, EVENT_PACKET_TYPE, to_packet(packet))
+
+
+def _packets(recording: Recording) -> Iterator[EventPacket]:
+    def chunks() -> Iterator[Events]:
+        for chunk in recording.packets():
+            assert isinstance(chunk, Events)  # only bags hold packets
+            yield chunk
+
+    return packetize(chunks(), PACKET_NS / NS_PER_MS, frame_id=FRAME_ID)
+
+
+def _camera_infos(info: Any, start_ns: int) -> Iterator[Message]:
+    time_ns = start_ns
+    while info is not None:
+        content = to_camera_info(info, time_ns, FRAME_ID)
+        yield Message(time_ns, CAMERA_INFO_TOPIC, CAMERA_INFO_TYPE, content)
+        time_ns += CAMERA_INFO_PERIOD_NS
+
+
+def _twists(truth: GroundTruth | None, start_ns: int) -> Iterator[Message]:
+    if truth is None:
+        return
+    for i in range(int(np.searchsorted(truth.t_ns, start_ns)), len(truth.t_ns)):
+        time_ns = int(truth.t_ns[i])
+        linear = None if truth.linear_velocity is None else truth.linear_velocity[i]
+        content = to_true_twist(truth.angular_velocity[i], linear, time_ns, FRAME_ID)
+        yield Message(time_ns, GROUND_TRUTH_TOPIC, TWIST_TYPE, content)

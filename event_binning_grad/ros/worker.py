@@ -1,0 +1,134 @@
+"""The thread that owns the pipeline: from packets to estimates, off the executor's thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from event_binning_grad.errors import EventBinningError, PacketError
+from event_binning_grad.estimation import EgomotionEstimate
+from event_binning_grad.events.types import PacketLike
+from event_binning_grad.geometry import Camera
+from event_binning_grad.pipeline import Pipeline, PipelineConfig, PipelineCounters, warm_up
+from event_binning_grad.ros.health import Activity, Measurements
+from event_binning_grad.ros.packet_queue import Arrival, PacketQueue
+
+CompensatedImage = Callable[[], "npt.NDArray[np.float32] | None"]
+
+# Any camera serves to compile; the real one is often known only later.
+_SOME_CAMERA = Camera(64, 48, np.array([[50.0, 0, 32], [0, 50.0, 24], [0, 0, 1]]))
+_POLL_S = 0.1
+
+
+class Sink(Protocol):
+    """Who takes what the worker makes; every method is called on the worker's thread."""
+
+    def on_ready(self) -> None:
+        """Everything is compiled: packets may come."""
+        ...
+
+    def on_estimate(
+        self, estimate: EgomotionEstimate, packet: PacketLike, image: CompensatedImage
+    ) -> None:
+        """A window is done; `packet` completed it. `image` makes its compensated image."""
+        ...
+
+    def on_rejected(self, reason: str) -> None:
+        """A packet was dropped."""
+        ...
+
+    def on_calibration(self, camera: Camera, error: EventBinningError | None) -> None:
+        """A calibration is in use, or was refused."""
+        ...
+
+    def on_failure(self, error: BaseException) -> None:
+        """The worker has ended by an error that no input should cause."""
+        ...
+
+
+class Worker:
+    """Takes packets from a queue, one thread, until it is stopped.
+
+    Args:
+        config: of the pipeline.
+        queue: where packets come from.
+        sink: takes the results.
+    """
+
+    def __init__(self, config: PipelineConfig, queue: PacketQueue[PacketLike], sink: Sink) -> None:
+        self._pipeline = Pipeline(config)
+        self._queue = queue
+        self._sink = sink
+        self._new_camera: Camera | None = None
+        self._stopping = threading.Event()
+        self._measurements = Measurements()
+        # A daemon, so that a compiler run that nobody can interrupt does not keep the process.
+        self._thread = threading.Thread(target=self._run, name="perception", daemon=True)
+
+    @property
+    def counters(self) -> PipelineCounters:
+        """Live counters; read them, do not write."""
+        return self._pipeline.counters
+
+    @property
+    def last_discontinuity(self) -> str | None:
+        return self._pipeline.last_discontinuity
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the thread; False if it is still busy after the time."""
+        self._stopping.set()
+        self._queue.close()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def set_camera(self, camera: Camera) -> None:
+        """The calibration to use from the next packet on; from any thread."""
+        self._new_camera = camera
+
+    def take_activity(self) -> Activity:
+        """What was measured since the last call; from any thread."""
+        return self._measurements.take()
+
+    def _run(self) -> None:
+        try:
+            warm_up(self._pipeline.config, _SOME_CAMERA)
+            if not self._stopping.is_set():
+                self._sink.on_ready()
+            while not self._stopping.is_set():
+                self._take_camera()
+                arrival = self._queue.get(_POLL_S)
+                if arrival is not None:
+                    self._take_packet(arrival)
+        except BaseException as error:
+            # Whatever it is, a node without a worker must not look alive.
+            if not self._stopping.is_set():
+                self._sink.on_failure(error)
+
+    def _take_camera(self) -> None:
+        camera, self._new_camera = self._new_camera, None
+        if camera is None:
+            return
+        try:
+            self._pipeline.set_camera(camera)
+            self._sink.on_calibration(camera, None)
+        except EventBinningError as error:
+            self._sink.on_calibration(camera, error)
+
+    def _take_packet(self, arrival: Arrival[PacketLike]) -> None:
+        if arrival.shed_before:
+            self._pipeline.skip_packets(arrival.shed_before)
+        try:
+            for estimate in self._pipeline.push(arrival.packet):
+                self._sink.on_estimate(estimate, arrival.packet, self._pipeline.compensated_image)
+                self._measurements.add(estimate, time.monotonic() - arrival.arrival_s)
+        except PacketError as error:
+            self._sink.on_rejected(str(error))

@@ -1,0 +1,57 @@
+"""Starts the perception node on a live camera.
+
+    ros2 launch event_binning_grad perception.launch.py events:=/event_camera/events \
+        calibration_file:=/path/to/camera.yaml
+"""
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+PACKAGE = "event_binning_grad"
+DEFAULT_PARAMETERS = PathJoinSubstitution([FindPackageShare(PACKAGE), "config", "default.yaml"])
+
+
+def generate_launch_description() -> LaunchDescription:
+    return LaunchDescription(
+        [
+            _argument("params_file", DEFAULT_PARAMETERS, "the node's parameters"),
+            _argument("name", "perception", "name of the node"),
+            _argument("namespace", "", "namespace of the node"),
+            _argument("events", "/event_camera/events", "topic of the event packets"),
+            _argument("camera_info", "/event_camera/camera_info", "topic of the calibration"),
+            _argument("calibration_file", "", "calibration to use instead of that topic"),
+            _argument("use_sim_time", "false", "take the time from /clock"),
+            OpaqueFunction(function=_start),
+        ]
+    )
+
+
+def _start(context: LaunchContext) -> list[Node]:
+    parameters: list[object] = [LaunchConfiguration("params_file")]
+    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
+    parameters.append({"use_sim_time": use_sim_time})
+    if calibration_file := LaunchConfiguration("calibration_file").perform(context):
+        # An empty one would hide what the parameter file says.
+        parameters.append({"calibration_file": ParameterValue(calibration_file, value_type=str)})
+    return [
+        Node(
+            package=PACKAGE,
+            executable="perception_node",
+            name=LaunchConfiguration("name"),
+            namespace=LaunchConfiguration("namespace"),
+            parameters=parameters,
+            remappings=[
+                ("~/events", LaunchConfiguration("events")),
+                ("~/camera_info", LaunchConfiguration("camera_info")),
+            ],
+            output="screen",
+        )
+    ]
+
+
+def _argument(name: str, default: object, description: str) -> DeclareLaunchArgument:
+    return DeclareLaunchArgument(name, default_value=default, description=description)

@@ -1,0 +1,61 @@
+"""Replays a recording through the perception node, on the recording's time.
+
+    ros2 launch event_binning_grad replay.launch.py recording:=/path/to/bag
+
+Everything ends with the recording. The recording's ground truth, if it has one, is on
+/event_camera/ground_truth/twist, beside the node's /perception/twist.
+"""
+
+from launch import LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    RegisterEventHandler,
+    Shutdown,
+)
+from launch.event_handlers import OnProcessExit
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+PACKAGE = "event_binning_grad"
+EVENTS = "/event_camera/events"
+# The node compiles before it subscribes: minutes the first time on a small computer.
+WAIT_S = "300"
+
+
+def generate_launch_description() -> LaunchDescription:
+    share = FindPackageShare(PACKAGE)
+    # The parameters that perception.launch.py declares can be given here too.
+    perception = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(
+            PathJoinSubstitution([share, "launch", "perception.launch.py"])
+        ),
+        launch_arguments={"events": EVENTS, "use_sim_time": "true"}.items(),
+    )
+    replay = Node(
+        package=PACKAGE,
+        executable="replay",
+        arguments=[
+            LaunchConfiguration("recording"),
+            "--rate", LaunchConfiguration("rate"),
+            "--events-topic", EVENTS,
+            "--wait", WAIT_S,
+            "--clock",
+        ],
+        output="screen",
+    )  # fmt: skip
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument("recording", description="bag, or directory with events.txt"),
+            DeclareLaunchArgument("rate", default_value="1.0", description="speed"),
+            perception,
+            replay,
+            RegisterEventHandler(
+                OnProcessExit(
+                    target_action=replay, on_exit=[Shutdown(reason="the recording ended")]
+                )
+            ),
+        ]
+    )

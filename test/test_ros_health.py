@@ -1,0 +1,193 @@
+"""What the node needs no ROS for: the queue that sheds, and the judgement of its state."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from event_binning_grad.estimation import Status
+from event_binning_grad.events.decoder import DecoderCounters
+from event_binning_grad.pipeline import PipelineCounters
+from event_binning_grad.ros import health
+from event_binning_grad.ros.health import Activity, Level, Report, assess, figures
+from event_binning_grad.ros.packet_queue import PacketQueue
+
+BEFORE = Report(
+    time_s=100.0,
+    events_topic="/camera/events",
+    publishers=1,
+    ready=True,
+    calibration_problem="",
+    received_packets=1000,
+    received_bytes=10_000,
+    queued_packets=0,
+    shed_packets=0,
+    shed_bytes=0,
+    rejected_packets=0,
+    last_rejection="",
+    last_arrival_s=100.0,
+    published=50,
+    last_published_s=100.0,
+    last_discontinuity="",
+    device="cpu",
+    gradient="unbiased",
+)
+
+
+def counters(ok: int = 0, lost: int = 0, **others: int) -> PipelineCounters:
+    counts = dict.fromkeys(Status, 0) | {Status.OK: ok}
+    counts |= {Status[name.upper()]: n for name, n in others.items()}
+    decoder = DecoderCounters(lost_packets=lost)
+    return PipelineCounters(decoder=decoder, windows=sum(counts.values()), estimates=counts)
+
+
+# A good second after BEFORE.
+NOW = replace(
+    BEFORE,
+    time_s=101.0,
+    received_packets=1500,
+    last_arrival_s=100.99,
+    published=100,
+    last_published_s=100.98,
+    counters=counters(ok=50),
+)
+
+
+def test_a_good_second_is_ok() -> None:
+    assert assess(BEFORE, NOW) == (Level.OK, "publishing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({"ready": False}, Level.WARN, ["compiling"]),
+        ({"received_packets": 0, "publishers": 0}, Level.WARN, ["/camera/events", "nobody"]),
+        ({"received_packets": 0}, Level.WARN, ["no events yet", "nothing comes"]),
+        ({"last_arrival_s": 95.0}, Level.ERROR, ["for 6 s", "stopped"]),
+        ({"calibration_problem": "no calibration"}, Level.WARN, ["no calibration"]),
+        ({"rejected_packets": 3, "last_rejection": "odd"}, Level.WARN, ["3 packets", "odd"]),
+        ({"shed_packets": 7, "shed_bytes": 9000}, Level.WARN, ["7 packets (9 kB) dropped"]),
+        ({"counters": counters(ok=50, lost=4)}, Level.WARN, ["4 packets lost", "rmem_max"]),
+        (
+            {"counters": counters(ok=2, no_structure=5, not_converged=1)},
+            Level.WARN,
+            ["6 of 8 windows", "5 no_structure", "1 not_converged", "no texture"],
+        ),
+        ({"counters": counters(), "last_published_s": 90.0}, Level.WARN, ["no window fills"]),
+    ],
+)
+def test_what_is_wrong_is_said(changes: dict, level: Level, words: list[str]) -> None:
+    found, text = assess(BEFORE, replace(NOW, **changes))
+    assert found == level
+    assert all(word in text for word in words), text
+    assert "\n" not in text
+
+
+def test_the_worst_comes_first() -> None:
+    level, text = assess(
+        BEFORE, replace(NOW, calibration_problem="no calibration", last_arrival_s=90.0)
+    )
+    assert level == Level.ERROR
+    assert text.startswith("no packets on")
+    assert text.endswith("no calibration")
+
+
+def test_every_status_has_advice() -> None:
+    for status in Status:
+        if not status.ok:
+            now = replace(NOW, counters=counters(**{status.name.lower(): 3}))
+            assert f"3 {status.value}" in assess(BEFORE, now)[1]
+
+
+def test_figures_are_plain_text_and_counts_plain_integers() -> None:
+    activity = Activity([3.0, 5.0, 40.0], [2.0, 4.0, 6.0], [3, 3, 6], [1.5, float("nan"), 2.5])
+    values = figures(BEFORE, replace(NOW, activity=activity))
+    assert all(isinstance(value, str) for value in values.values())
+    assert values["packets"] == "1500"
+    assert values["published per s"] == "50.0"
+    assert values["lag ms p50"] == "5.00"
+    assert values["lag ms max"] == "40.00"
+    assert values["solve ms mean"] == "4.00"
+    assert values["iterations mean"] == "4.00"
+    assert values["contrast gain mean"] == "2.00"
+    assert figures(BEFORE, NOW)["lag ms p50"] == ""  # nothing was measured
+
+
+def test_measurements_are_taken_once() -> None:
+    from event_binning_grad.estimation import EgomotionEstimate
+
+    measured = health.Measurements()
+    nothing = [float("nan")]
+    measured.add(
+        EgomotionEstimate(0, 0, 0, 9, *[nothing] * 3, 4, 1.5, Status.OK, 0.002),  # type: ignore[arg-type]
+        0.003,
+    )
+    assert measured.take() == Activity((3.0,), (2.0,), (4,), (1.5,))
+    assert measured.take() == Activity()
+
+
+def put(queue: PacketQueue[int], packet: int, waited_s: float = 0.0) -> None:
+    queue.put(packet, time.monotonic() - waited_s, 10)
+
+
+def test_queue_keeps_the_order() -> None:
+    queue: PacketQueue[int] = PacketQueue(10.0)
+    for packet in range(3):
+        put(queue, packet)
+    taken = [queue.get(0.0) for _ in range(3)]
+    assert [arrival and arrival.packet for arrival in taken] == [0, 1, 2]
+    assert queue.get(0.0) is None
+    assert (queue.received_packets, queue.received_bytes, queue.shed_packets) == (3, 30, 0)
+
+
+def test_queue_drops_the_oldest_as_one_block() -> None:
+    queue: PacketQueue[int] = PacketQueue(0.2)
+    for packet in range(5):
+        put(queue, packet)
+    time.sleep(0.25)
+    put(queue, 5)
+    put(queue, 6)
+    first, second = queue.get(0.0), queue.get(0.0)
+    assert first is not None
+    assert second is not None
+    assert (first.packet, first.shed_before) == (5, 5)
+    assert (second.packet, second.shed_before) == (6, 0)
+    assert (queue.shed_packets, queue.shed_bytes) == (5, 50)
+
+
+def test_queue_drops_what_a_stopped_stream_left() -> None:
+    queue: PacketQueue[int] = PacketQueue(0.1)
+    for packet in range(5):
+        put(queue, packet)
+    time.sleep(0.15)
+    last = queue.get(0.0)
+    assert last is not None
+    assert (last.packet, last.shed_before) == (4, 4)
+    assert len(queue) == 0
+
+
+def test_queue_counts_the_wait_before_it() -> None:
+    """Packets that were late already are dropped until they come in time again."""
+    queue: PacketQueue[int] = PacketQueue(1.0)
+    for packet, waited_s in enumerate((0.0, 0.9, 1.1, 0.9, 0.5, 0.3, 0.1, 0.3, 0.9)):
+        put(queue, packet, waited_s)
+    first = queue.get(0.0)
+    assert first is not None
+    assert (first.packet, first.shed_before) == (6, 6)
+    assert len(queue) == 2
+
+
+def test_queue_wakes_and_closes() -> None:
+    queue: PacketQueue[int] = PacketQueue(1.0)
+    threading.Timer(0.05, put, (queue, 1)).start()
+    arrival = queue.get(5.0)
+    assert arrival is not None
+    threading.Timer(0.05, queue.close).start()
+    began = time.monotonic()
+    assert queue.get(5.0) is None
+    assert time.monotonic() - began < 2
+    put(queue, 2)
+    assert queue.get(5.0) is None

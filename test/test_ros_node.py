@@ -1,0 +1,273 @@
+"""The perception node as a process, over real DDS."""
+
+from __future__ import annotations
+
+import array
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+from event_camera_msgs.msg import EventPacket
+from ros_harness import CAMERA_INFO, EVENTS, START_S, Ros, latencies_s, ros_session
+from sensor_msgs.msg import CameraInfo
+
+from event_binning_grad.events.encoder import packetize
+from event_binning_grad.events.recordings import open_recording, write_bag
+from event_binning_grad.events.types import Events, stamp_to_ns
+from event_binning_grad.pipeline import Pipeline
+from event_binning_grad.ros.messages import UNKNOWN_LINEAR_VARIANCE, to_camera_info, to_packet
+from event_binning_grad.ros.qos import EVENTS_QOS
+from event_binning_grad.simulate import SimulationConfig, write_simulation
+
+CONFIG = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
+SIMULATION = SimulationConfig(duration_s=2.0, width=160, height=120, peak_rad_s=(3.0, 3.0, 3.0))
+# Nothing is dropped, however slow the machine is.
+PATIENT = ("-p", "queue_ms:=60000.0")
+SMALL_WINDOWS = ("-p", "window_events:=8000")
+ON, OFF = 125_183, 218_291  # events of the sample recording test_events_1
+
+
+@pytest.fixture
+def ros(tmp_path: Path) -> Iterator[Ros]:
+    with ros_session(tmp_path) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 s of a small camera that turns at up to 3 rad/s."""
+    path = tmp_path_factory.mktemp("simulated") / "bag"
+    write_simulation(path, SIMULATION)
+    return path
+
+
+@pytest.fixture(scope="module")
+def events(recording: Path) -> Events:
+    """The events of the recording on the robot's clock."""
+    chunks: list[Events] = []
+
+    class Gather(Pipeline):
+        def _push_events(self, events: Events) -> list:
+            chunks.append(events.copy())
+            return []
+
+    pipeline = Gather()
+    for packet in open_recording(recording).packets():
+        pipeline.push(packet)
+    merged = Events.concatenate(chunks)
+    shift = SIMULATION.start_s * 10**9 - int(merged.t[0])
+    return replace(merged, t=merged.t + shift)
+
+
+def test_from_bag_to_twist(ros: Ros, recording: Path, tmp_path: Path) -> None:
+    log = tmp_path / "published.csv"
+    parameters = (
+        "--params-file",
+        str(CONFIG),
+        *PATIENT,
+        *SMALL_WINDOWS,
+        "-p",
+        "use_sim_time:=true",
+    )
+    node, listener = ros.start_node(*parameters)
+    assert "is not known here" not in node.output
+    listener.listen_to_images()
+    replay = ros.replay(recording, "--clock", "--publish-log", str(log))
+    listener.wait_for(lambda: replay.popen.poll() is not None, 120, "the replay's end")
+    assert replay.wait() == 0, replay.output
+    listener.wait_until_idle()
+
+    assert listener.figure("lost packets") == 0
+    assert listener.figure("shed packets") == 0
+    assert listener.figure("events") > 300_000
+    assert listener.figure("estimates ok") == listener.figure("published") == len(listener.twists)
+    assert len(listener.twists) >= 30
+    truth = open_recording(recording).ground_truth()
+    assert truth is not None
+    stamps = [stamp_to_ns(twist.header.stamp) for twist in listener.twists]
+    angular = [twist.twist.twist.angular for twist in listener.twists]
+    error = np.array([[w.x, w.y, w.z] for w in angular]) - truth.at(np.array(stamps))
+    assert np.degrees(np.sqrt(np.nanmean(error**2) * 3)) < 2.0
+
+    for twist in listener.twists:
+        covariance = np.array(twist.twist.covariance).reshape(6, 6)
+        assert (np.linalg.eigvalsh(covariance) > 0).all()
+        assert (np.diag(covariance)[:3] == UNKNOWN_LINEAR_VARIANCE).all()
+        assert (covariance[3:, :3] == 0).all()
+        linear = twist.twist.twist.linear
+        assert (linear.x, linear.y, linear.z) == (0, 0, 0)
+        assert twist.header.frame_id == "event_camera"
+    assert [stamp_to_ns(window.header.stamp) for window in listener.windows] == stamps
+    assert all(stamp_to_ns(w.time_ref) > stamp_to_ns(w.header.stamp) for w in listener.windows)
+    assert all(latency > 0 for latency in latencies_s(listener, log))
+
+    assert 0 < len(listener.images) <= len(listener.twists)
+    for image in listener.images:
+        assert (image.height, image.width, image.encoding, image.step) == (120, 160, "mono8", 160)
+        assert stamp_to_ns(image.header.stamp) in stamps
+        pixels = np.frombuffer(image.data, np.uint8)
+        assert pixels.max() == 255
+        assert pixels.min() == 0
+
+
+def test_sample_bags_without_calibration(ros: Ros, data_dir: Path) -> None:
+    """Every event arrives, from both kinds of bag, and the node says why there is no twist."""
+    _, listener = ros.start_node(*PATIENT)
+    for n, name in enumerate(("test_events_1", "test_events_1.bag"), start=1):
+        replay = ros.replay(data_dir / "bags" / name)
+        listener.wait_for(lambda replay=replay: replay.popen.poll() is not None, 60, "the replay")
+        assert replay.wait() == 0, replay.output
+        listener.wait_until_idle()
+        assert listener.figure("lost packets") == 0
+        assert listener.figure("on events") == n * ON
+        assert listener.figure("off events") == n * OFF
+        assert listener.figure("events") == n * (ON + OFF)
+        assert listener.figure("steps back in time") == 0
+    assert "restarted" in listener.text("last discontinuity")
+    assert listener.figure("uncalibrated events") == 2 * (ON + OFF)
+    assert any(status.level == b"\x01" for status in listener.diagnostics)
+    assert "no calibration" in listener.summary
+    assert "calibration_file" in listener.summary
+    assert not listener.twists
+
+
+def test_bad_packets_between_good_ones(ros: Ros, events: Events) -> None:
+    node, listener = ros.start_node(*PATIENT, *SMALL_WINDOWS)
+    sender = ros.new_node()
+    publisher = sender.create_publisher(EventPacket, EVENTS, EVENTS_QOS)
+    camera = sender.create_publisher(CameraInfo, CAMERA_INFO, 1)
+    listener.wait_for(
+        lambda: bool(publisher.get_subscription_count() and camera.get_subscription_count()),
+        30,
+        "the node's subscriptions",
+    )
+    listener.spin_for(0.5)
+    config = SIMULATION.camera()
+    info = {"width": config.width, "height": config.height}
+    info |= {"distortion_model": config.distortion_model, "d": config.d, "k": config.K}
+    camera.publish(to_camera_info(info, 1, "event_camera"))
+    listener.wait_for(lambda: "calibration: 160x120" in node.output, 30, "the calibration")
+
+    rng = np.random.default_rng(0)
+    packets = [to_packet(packet) for packet in packetize(events, 4.0)]
+    spoil = {
+        100: {"encoding": "unheard_of"},
+        150: {"width": 0},
+        200: {"width": 320, "height": 240},
+        250: {"encoding": "mono", "events": array.array("B", b"1234567")},
+        300: {"events": array.array("B", rng.bytes(3000))},
+    }
+    for k, packet in enumerate(packets):
+        for name, value in spoil.get(k, {}).items():
+            setattr(packet, name, value)
+        publisher.publish(packet)
+        time.sleep(0.004)
+    listener.wait_until_idle()
+
+    assert listener.figure("lost packets") == 0
+    assert listener.figure("rejected packets") == 4
+    assert "packet dropped: " in node.output
+    assert listener.figure("discontinuities") >= 4
+    before_first, after_last = (stamp_to_ns(packets[k].header.stamp) for k in (100, 350))
+    stamps = [stamp_to_ns(twist.header.stamp) for twist in listener.twists]
+    assert min(stamps) < before_first
+    assert max(stamps) > after_last
+    assert node.popen.poll() is None
+
+
+def test_overload_keeps_estimates_fresh(ros: Ros, events: Events, tmp_path: Path) -> None:
+    """Small windows cost more than the stream leaves time for."""
+    repeats, rate, queue_s = 8, 4, 0.1
+    duration_ns = int(events.t[-1] - events.t[0]) + 1000
+    stream = (replace(events, t=events.t + k * duration_ns) for k in range(repeats))
+    config = SIMULATION.camera()
+    info = {"width": config.width, "height": config.height}
+    info |= {"distortion_model": config.distortion_model, "d": config.d, "k": config.K}
+    path, log = tmp_path / "long", tmp_path / "published.csv"
+    write_bag(path, packetize(stream, 4.0), info)
+    parameters = ("window_events:=1000", "min_events:=500", "max_std_rad_s:=100.0")
+    parameters += (f"queue_ms:={1e3 * queue_s}",)
+    _, listener = ros.start_node(*(word for p in parameters for word in ("-p", p)))
+    replay = ros.replay(path, "--rate", str(rate), "--publish-log", str(log))
+    listener.wait_for(lambda: replay.popen.poll() is not None, 120, "the replay's end")
+    listener.wait_until_idle()
+
+    published = sum(1 for _ in log.open()) - 1
+    shed = listener.figure("shed packets")
+    assert shed > published / 10
+    assert listener.figure("shed bytes") > 0
+    assert any("dropped: events come faster" in status.message for status in listener.diagnostics)
+    # What the node dropped itself does not count as lost on the way, and the other way round.
+    assert listener.figure("decoded packets") + shed == listener.figure("packets")
+    assert listener.figure("packets") + listener.figure("lost packets") <= published
+    # Without a bound the lag would grow to seconds.
+    latency = np.array(latencies_s(listener, log))
+    assert len(latency) > 20
+    assert np.percentile(latency, 90) < queue_s + 0.9
+    # Estimates come from all of the recording, not only from its begin.
+    first_s = stamp_to_ns(listener.twists[0].header.stamp) * 1e-9
+    last_s = stamp_to_ns(listener.twists[-1].header.stamp) * 1e-9
+    assert last_s - first_s > 0.8 * repeats * duration_ns * 1e-9
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_busy_node(ros: Ros, recording: Path, number: signal.Signals) -> None:
+    node, listener = ros.start_node("-p", "window_events:=1000")
+    ros.replay(recording, "--loop")
+    listener.wait_for(lambda: bool(listener.twists), 60, "the first twist")
+    node.send(number)
+    began = time.monotonic()
+    assert node.wait() == 0
+    assert time.monotonic() - began < 3
+    assert "Traceback" not in node.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after_s", [0.0, 0.5, 2.0])
+def test_signal_ends_a_starting_node(ros: Ros, number: signal.Signals, after_s: float) -> None:
+    node, _ = ros.start_node(ready=False)
+    node.wait_until_it_handles(signal.SIGTERM)
+    time.sleep(after_s)
+    node.send(number)
+    assert node.wait() == 0, node.output
+    assert "Traceback" not in node.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-p", "gradient:=sideways"), "gradient 'sideways': expected one of unbiased, raw"),
+        (("-p", "queue_ms:=soon"), "queue_ms 'soon' is str, expected float"),
+        (("-p", "calibration_file:=/nowhere/camera.yaml"), "/nowhere/camera.yaml"),
+        (("--params-file", "/nowhere/params.yaml"), "/nowhere/params.yaml"),
+        (("--", "window_events:=3"), "arguments window_events:=3: expected none but --ros-args"),
+    ],
+)
+def test_bad_parameter_is_one_line(ros: Ros, arguments: tuple[str, ...], message: str) -> None:
+    node, _ = ros.start_node(*arguments, ready=False)
+    assert node.wait(START_S) == 2
+    lines = node.output.strip().splitlines()
+    assert len([line for line in lines if message in line]) == 1, node.output
+    assert "Traceback" not in node.output
+
+
+def test_missing_gpu_is_one_line(ros: Ros) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    node, _ = ros.start_node("-p", "device:=cuda", ready=False)
+    assert node.wait(START_S) == 1
+    assert "device 'cuda': torch finds no CUDA device" in node.output
+    assert "Traceback" not in node.output
+
+
+def test_unknown_parameter_is_reported(ros: Ros) -> None:
+    node, _ = ros.start_node("-p", "window_event:=5000")
+    assert "parameter window_event is not known here" in node.output

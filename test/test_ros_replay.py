@@ -1,0 +1,204 @@
+"""The replayer: real topics, real time, and every kind of recording."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+import rclpy
+from event_camera_msgs.msg import EventPacket
+from geometry_msgs.msg import TwistStamped
+from ros_harness import CAMERA_INFO, EVENTS, Ros, ros_session
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo
+
+from event_binning_grad.errors import ConfigError, RecordingError
+from event_binning_grad.events.bags import GROUND_TRUTH_TOPIC
+from event_binning_grad.events.decoder import PacketDecoder
+from event_binning_grad.events.types import stamp_to_ns
+from event_binning_grad.ros.qos import EVENTS_QOS
+from event_binning_grad.ros.replay import ReplayConfig, replay
+from event_binning_grad.simulate import SimulationConfig, write_simulation
+
+
+@pytest.fixture
+def ros(tmp_path: Path) -> Iterator[Ros]:
+    with ros_session(tmp_path) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("replay") / "bag"
+    write_simulation(path, SimulationConfig(duration_s=1.0, width=64, height=48, packet_ms=4.0))
+    return path
+
+
+@pytest.fixture(scope="module")
+def text_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1.2 s of the event camera dataset's layout, an event each 100 us, turning about z."""
+    path = tmp_path_factory.mktemp("text")
+    lines = [f"{1 + k * 1e-4:.6f} {k % 30} {k % 20} {k % 2}" for k in range(12_000)]
+    (path / "events.txt").write_text("\n".join(lines) + "\n")
+    (path / "calib.txt").write_text("20 20 15 10 0 0 0 0 0\n32 24\n")
+    imu = [f"{0.9 + k * 0.01:.3f} 0 0 9.8 0 0 {0.5:.1f}" for k in range(150)]
+    (path / "imu.txt").write_text("\n".join(imu) + "\n")
+    return path
+
+
+class Audience:
+    """Takes everything that a replay publishes."""
+
+    def __init__(self, ros: Ros) -> None:
+        self.node = ros.new_node()
+        self.heard: list[tuple[str, Any]] = []
+        for kind, topic, qos in (
+            (EventPacket, EVENTS, EVENTS_QOS),
+            (CameraInfo, CAMERA_INFO, 100),
+            (TwistStamped, GROUND_TRUTH_TOPIC, 1000),
+            (Clock, "/clock", 1000),
+        ):
+            self.node.create_subscription(kind, topic, self._hear(topic), qos)
+
+    def _hear(self, topic: str) -> Any:
+        return lambda message: self.heard.append((topic, message))
+
+    def on(self, topic: str) -> list[Any]:
+        return [message for heard, message in self.heard if heard == topic]
+
+    def listen_until_end(self, process: Any) -> None:
+        deadline = time.monotonic() + 90
+        while process.popen.poll() is None and time.monotonic() < deadline:
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+        for _ in range(500):
+            rclpy.spin_once(self.node, timeout_sec=0.0)
+
+
+def test_bag_is_published_as_it_is(ros: Ros, bag: Path, tmp_path: Path) -> None:
+    audience, log = Audience(ros), tmp_path / "published.csv"
+    process = ros.replay(bag, "--rate", "0.5", "--clock", "--publish-log", str(log))
+    audience.listen_until_end(process)
+    assert process.wait() == 0, process.output
+    assert "packets," in process.output
+
+    packets = audience.on(EVENTS)
+    assert [packet.seq for packet in packets] == list(range(len(packets)))
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(packets) == 250
+    for row, packet in zip(rows, packets, strict=True):
+        assert int(row["seq"]) == packet.seq
+        assert int(row["stamp_ns"]) == stamp_to_ns(packet.header.stamp) <= int(row["recorded_ns"])
+    published = np.array([int(row["published_ns"]) for row in rows])
+    recorded = np.array([int(row["recorded_ns"]) for row in rows])
+    # Half the speed, and no drift: each packet has its own deadline.
+    delay = (published - published[0]) - 2 * (recorded - recorded[0])
+    assert np.median(delay) < 50e6
+    assert delay.min() > -50e6
+
+    # The calibration comes before everything that needs it, and again with the recording.
+    topics = [topic for topic, _ in audience.heard]
+    assert topics.index(CAMERA_INFO) < topics.index(EVENTS)
+    infos = audience.on(CAMERA_INFO)
+    assert len(infos) >= 10
+    assert all((info.width, info.height) == (64, 48) for info in infos)
+    assert len(audience.on(GROUND_TRUTH_TOPIC)) == 501
+
+    clock = [stamp_to_ns(message.clock) for message in audience.on("/clock")]
+    assert clock == sorted(clock)
+    assert max(np.diff(clock)) == 5_000_000
+
+
+def test_text_recording_is_encoded(ros: Ros, text_recording: Path) -> None:
+    audience = Audience(ros)
+    process = ros.replay(text_recording)
+    audience.listen_until_end(process)
+    assert process.wait() == 0, process.output
+    decoder = PacketDecoder()
+    decoded = [decoder.decode(packet).events for packet in audience.on(EVENTS)]
+    assert sum(len(events) for events in decoded) == 12_000
+    assert decoder.counters.lost_packets == 0
+    infos = audience.on(CAMERA_INFO)
+    assert len(infos) >= 2  # at once, and each second
+    assert all((info.width, info.height) == (32, 24) for info in infos)
+    assert list(infos[0].k) == [20, 0, 15, 0, 20, 10, 0, 0, 1]
+    twists = audience.on(GROUND_TRUTH_TOPIC)
+    assert len(twists) > 100
+    assert all(twist.twist.angular.z == pytest.approx(0.5) for twist in twists)
+
+
+def test_loop_until_signal(ros: Ros, bag: Path) -> None:
+    audience = Audience(ros)
+    process = ros.replay(bag, "--rate", "4", "--loop")
+    deadline = time.monotonic() + 60
+    while len(audience.on(EVENTS)) < 600 and time.monotonic() < deadline:
+        rclpy.spin_once(audience.node, timeout_sec=0.05)
+    process.send(signal.SIGINT)
+    assert process.wait() == 0, process.output
+    assert "Traceback" not in process.output
+    seqs = [packet.seq for packet in audience.on(EVENTS)]
+    assert sum(after < before for before, after in pairwise(seqs)) >= 2
+
+
+def test_signal_ends_the_wait(ros: Ros, bag: Path) -> None:
+    process = ros.replay(bag)
+    time.sleep(2.5)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0, process.output
+    assert "Traceback" not in process.output
+
+
+def test_nobody_listens(ros: Ros, bag: Path) -> None:
+    process = ros.start("replay", str(bag), "--rate", "50", "--wait", "0.2")
+    assert process.wait(60) == 0
+    (line,) = [line for line in process.output.splitlines() if "nobody" in line]
+    assert EVENTS in line
+
+
+def test_another_events_topic(ros: Ros, bag: Path) -> None:
+    heard: list[Any] = []
+    node = ros.new_node()
+    node.create_subscription(EventPacket, "/other/events", heard.append, EVENTS_QOS)
+    process = ros.replay(bag, "--events-topic", "/other/events", "--rate", "2")
+    deadline = time.monotonic() + 60
+    while process.popen.poll() is None and time.monotonic() < deadline:
+        rclpy.spin_once(node, timeout_sec=0.05)
+    assert len(heard) == 250
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("/nowhere.bag",), "/nowhere.bag does not exist"),
+        (("{bag}", "--rate", "0"), "rate 0.0: expected a number above 0"),
+        (("{bag}", "--ros-args", "-r", "nonsense"), "ROS arguments: "),
+    ],
+)
+def test_bad_input_is_one_line(ros: Ros, bag: Path, options: tuple[str, ...], message: str) -> None:
+    process = ros.start("replay", *(option.format(bag=bag) for option in options))
+    assert process.wait(60) == 2
+    (line,) = [line for line in process.output.splitlines() if line.startswith("replay: ")]
+    assert message in line
+    assert "Traceback" not in process.output
+
+
+def test_a_recording_without_events_is_refused(ros: Ros, tmp_path: Path) -> None:
+    (tmp_path / "events.txt").write_text("")
+    with pytest.raises(RecordingError):
+        replay(tmp_path)
+
+
+@pytest.mark.parametrize("values", [{"rate": -1.0}, {"rate": float("inf")}, {"wait_s": -1.0}])
+def test_bad_config_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        ReplayConfig(**values)  # type: ignore[arg-type]
