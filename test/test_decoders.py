@@ -242,6 +242,23 @@ def test_evt3_cut_at_every_byte():
     assert [r for part in ones for r in rows_of(part)] == whole
 
 
+def test_a_packet_cut_short_inside_a_word_does_not_shift_the_rest():
+    events = stream_of(4000, step_us=7)
+    packets = list(packetize(events, packet_ms=2.0))
+    decoder = PacketDecoder()
+    decoded = []
+    for number, whole in enumerate(packets):
+        cut = replace(whole, events=whole.events[:-7]) if number == 3 else whole
+        decoded.append(decoder.decode(cut).events)
+    for number, whole in enumerate(packets):
+        if number != 3:
+            alone = PacketDecoder().decode(whole).events
+            assert rows_of(decoded[number])[0][1:] == rows_of(alone)[0][1:]
+            assert len(decoded[number]) == len(alone)
+    assert 0 < len(decoded[3]) < len(PacketDecoder().decode(packets[3]).events)
+    assert decoder.counters.time_steps_back == decoder.counters.clock_resets == 0
+
+
 def test_evt3_golden_words():
     words = [event(9, 1), high(2), event(9, 1), low(5), event(9, 1), row(7), event(10, 1)]
     words += [base(30, 1), vect12(0b1000_0000_0001), vect8(0b1000_0001), low(6), event(11, 0)]

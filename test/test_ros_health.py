@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from event_binning_grad.estimation import Status
 from event_binning_grad.events.decoder import DecoderCounters
-from event_binning_grad.pipeline import PipelineCounters
+from event_binning_grad.events.encoder import packetize
+from event_binning_grad.events.types import Events
+from event_binning_grad.pipeline import Pipeline, PipelineCounters
 from event_binning_grad.ros import health
 from event_binning_grad.ros.health import Activity, Level, Report, assess, figures
 from event_binning_grad.ros.packet_queue import PacketQueue
@@ -191,3 +195,23 @@ def test_queue_wakes_and_closes() -> None:
     assert time.monotonic() - began < 2
     put(queue, 2)
     assert queue.get(5.0) is None
+
+
+def test_shed_packets_are_not_lost_ones() -> None:
+    t = np.arange(3000) * 10_000
+    x = np.zeros(3000, np.uint16)
+    packets = list(packetize(Events(t, x, x, np.ones(3000, np.uint8), 32, 24), 1.0))
+    pipeline = Pipeline()
+    for packet in packets[:5]:
+        pipeline.push(packet)
+    pipeline.skip_packets(6)  # 5 to 10; 11 and 12 never came
+    for packet in packets[13:]:
+        pipeline.push(packet)
+    decoder = pipeline.counters.decoder
+    assert (decoder.shed_packets, decoder.lost_packets) == (6, 2)
+    assert pipeline.counters.discontinuities == 1
+    assert decoder.events == 100 * (len(packets) - 8)
+    pipeline.skip_packets(1)
+    pipeline.push(dataclasses.replace(packets[-1], seq=packets[-1].seq + 2))
+    assert (decoder.shed_packets, decoder.lost_packets) == (7, 2)
+    assert pipeline.last_discontinuity == f"1 packets were shed before seq {len(packets) + 1}"

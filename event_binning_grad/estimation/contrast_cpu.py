@@ -31,6 +31,9 @@ _BLOCK = 256
 # because each has an image of its own to clear and to add.
 _PART = 2048
 _MAX_IMAGES = 8
+# Windows of fewer events are done by one thread. Waking the others a few times a pass takes as long
+# as they would save, and a robot has other work for them.
+_PARALLEL_FROM = 50_000
 # Sums that a part returns: 6 of the gradient, 18 each of the Hessian and of the scatter matrix.
 _SUMS = 42
 
@@ -62,11 +65,15 @@ class CpuContrast:
         image, total, square = self._scatter(parameters, bin_size)
         bins = (image.shape[0] - 2 * _PAD) * (image.shape[1] - 2 * _PAD)
         mean = total / bins
-        with parallel_section():
-            sums = _gather(
-                self._window.bearings, self._window.tau, self._motion(parameters),
-                self._projection(bin_size), image, self._unbiased,
-            )  # fmt: skip
+        arguments = (
+            self._window.bearings, self._window.tau, self._motion(parameters),
+            self._projection(bin_size), image, self._unbiased,
+        )  # fmt: skip
+        if self._is_small:
+            sums = _gather_serial(*arguments)
+        else:
+            with parallel_section():
+                sums = _gather(*arguments)
         # dL/dh = 2 / bins * (h - mean). The slopes of kappa add up to zero over its taps, so the
         # mean plays no part but at the border, where the padding holds it.
         scale = 2 / bins
@@ -82,18 +89,26 @@ class CpuContrast:
     ) -> tuple[npt.NDArray[np.float32], float, float]:
         """The image of warped events, its padding filled with its mean; its sum, sum of squares."""
         rows, cols = self._grid.bins(bin_size).shape
-        parts = len(self._window.tau) // max(8192, rows * cols // 8)
-        parts = max(1, min(_MAX_IMAGES, parts))
+        parts = 1
+        if not self._is_small:
+            parts = len(self._window.tau) // max(8192, rows * cols // 8)
+            parts = max(1, min(_MAX_IMAGES, parts))
         images = self._images.get(bin_size)
         if images is None or len(images) < parts:
             images = np.empty((parts, rows + 2 * _PAD, cols + 2 * _PAD), np.float32)
             self._images[bin_size] = images
+        arguments = (
+            self._window.bearings, self._window.tau, self._motion(parameters),
+            self._projection(bin_size), images[:parts],
+        )  # fmt: skip
+        if self._is_small:
+            return images[0], *_scatter_serial(*arguments)
         with parallel_section():
-            total, square = _scatter(
-                self._window.bearings, self._window.tau, self._motion(parameters),
-                self._projection(bin_size), images[:parts],
-            )  # fmt: skip
-        return images[0], total, square
+            return images[0], *_scatter(*arguments)
+
+    @property
+    def _is_small(self) -> bool:
+        return len(self._window.tau) < _PARALLEL_FROM
 
     def _motion(self, parameters: Float64) -> npt.NDArray[np.float32]:
         """omega, alpha T / 4, and 2 / T: theta = omega tau + (alpha T / 4) (2 / T) tau^2."""
@@ -360,3 +375,7 @@ def _gather(bearings, tau, motion, projection, image, unbiased):
         start, stop = p * _PART, min((p + 1) * _PART, events)
         _gather_part(bearings, tau, motion, projection, image, unbiased, start, stop, sums[p])
     return sums.sum(axis=0)
+
+
+_scatter_serial = numba.njit(**_FLAGS)(_scatter.py_func)
+_gather_serial = numba.njit(**_FLAGS)(_gather.py_func)

@@ -147,7 +147,7 @@ class RotationEstimator:
         self._make_contrast = lambda grid: _contrast(grid, unbiased, device, fused)
         self._contrast = self._make_contrast(self._grid)
         self._picture: Contrast | None = None
-        self._storage = np.empty((4, 0), np.float32)
+        self._storage = np.empty(0, np.float32)
         self._window: WindowEvents | None = None
         self._parameters = np.zeros(6)
         self._last: EgomotionEstimate | None = None
@@ -218,9 +218,11 @@ class RotationEstimator:
     def _load(self, events: Events, stamp_ns: int, span_s: float) -> WindowEvents:
         """Looks up the bearings, into storage that is kept from window to window."""
         count = len(events)
-        if self._storage.shape[1] < count:
-            self._storage = np.empty((4, count), np.float32)
-        bearings, tau = self._storage[:3, :count], self._storage[3, :count]
+        if len(self._storage) < 4 * count:
+            self._storage = np.empty(4 * count, np.float32)
+        # Contiguous whatever the count: compiled loops over strided rows would not vectorise.
+        bearings = self._storage[: 3 * count].reshape(3, count)
+        tau = self._storage[3 * count : 4 * count]
         look_up(events.t, events.x, events.y, stamp_ns, self._camera.bearings, bearings, tau)
         self._window = WindowEvents(bearings, tau, span_s)
         self._contrast.load(self._window)

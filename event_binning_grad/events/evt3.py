@@ -36,6 +36,14 @@ HIGHS_PER_WRAP = 1 << 12  # TIME_HIGH counts 4.096 ms and wraps after 16.777 s
 US_PER_WRAP = 1 << 24
 NO_HINT = -1
 
+_DEFINED_WORDS = (
+    ADDR_Y, ADDR_X, VECT_BASE_X, VECT_12, VECT_8, TIME_LOW, CONTINUED_4, TIME_HIGH, EXT_TRIGGER,
+    OTHERS, CONTINUED_12,
+)  # fmt: skip
+# Of 128 shifted words about 40 are undefined, of whole ones none but a vendor's padding.
+_ALIGNMENT_BYTES = 256
+_SHIFTED_WORDS = 8
+
 # What is known of the time: nothing, the TIME_HIGH only, or all of it.
 _TIME_UNKNOWN, _HIGH_KNOWN, _TIME_KNOWN = 0, 1, 2
 
@@ -104,13 +112,16 @@ class Evt3Stream:
         data: uint8 [bytes], read-only. hint_us: about where the sensor's clock must stand at the
         chunk's first word (within 8 s); it settles how often the clock wrapped in silence.
         """
+        high_byte = 0 if big_endian else 1
         if self._odd_byte is not None and len(data):
-            data = np.concatenate([self._odd_byte, data])
-            data.flags.writeable = False  # one compiled version for all buffers
+            joined = _joined(self._odd_byte, data, high_byte)
+            if joined is None:
+                self.lose()
+            else:
+                data = joined
             self._odd_byte = None
         if len(data) % 2:
             self._odd_byte = data[-1:].copy()
-        high_byte = 0 if big_endian else 1
         capacity = _capacity(data, high_byte)
         t, x = np.empty(capacity, np.int64), np.empty(capacity, np.uint16)
         y, p = np.empty(capacity, np.uint16), np.empty(capacity, np.uint8)
@@ -119,6 +130,29 @@ class Evt3Stream:
         n = _decode(data, high_byte, width, height, hint, self._state, tally, t, x, y, p)
         keep = slice(int(tally[_FIRST]), n)
         return Evt3Part(t[keep], x[keep], y[keep], p[keep], *(int(count) for count in tally))
+
+
+def _joined(
+    odd_byte: NDArray[np.uint8], data: NDArray[np.uint8], high_byte: int
+) -> NDArray[np.uint8] | None:
+    """The chunk with the byte that the one before left over; None if that one was cut short.
+
+    A chunk that lost its end leaves half a word for which the other half never comes: joined to
+    the next chunk, it would shift every word from there on. Shifted words show many kinds that
+    the format does not define.
+    """
+    joined = np.concatenate([odd_byte, data])
+    with_byte = _undefined_words(joined[:_ALIGNMENT_BYTES], high_byte)
+    without = _undefined_words(data[:_ALIGNMENT_BYTES], high_byte)
+    if with_byte >= _SHIFTED_WORDS and with_byte > 4 * without:
+        return None
+    joined.flags.writeable = False  # one compiled version for all buffers
+    return joined
+
+
+def _undefined_words(data: NDArray[np.uint8], high_byte: int) -> int:
+    kinds = data[high_byte : len(data) // 2 * 2 : 2] >> 4
+    return int(np.count_nonzero(~np.isin(kinds, _DEFINED_WORDS)))
 
 
 @njit(nogil=True, cache=True)
