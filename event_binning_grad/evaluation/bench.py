@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numba
 import numpy as np
 
 from event_binning_grad.estimation import EgomotionEstimate, RotationEstimator
@@ -33,7 +32,6 @@ class EgomotionFigures:
 
     sensor: str
     back_end: str
-    threads: int
     windows: int
     events_per_second: float
     window_ms_p50: float
@@ -59,7 +57,7 @@ def run_bench(path: Path | None) -> None:
     for row in rows:
         table.add_row(
             row.sensor,
-            f"{row.back_end}, {row.threads} thread{'s' if row.threads > 1 else ''}",
+            row.back_end,
             str(row.windows),
             f"{row.events_per_second / 1e6:.2f}",
             f"{row.window_ms_p50:.2f}",
@@ -70,8 +68,8 @@ def run_bench(path: Path | None) -> None:
     console.print(table)
     console.print("fused: the pipeline, from packets to estimates; torch: the estimator alone")
     for sensor in dict.fromkeys(row.sensor for row in rows):
-        fused = max(_rates(rows, sensor, "fused"))
-        ratio = fused / max(_rates(rows, sensor, "torch"))
+        rate = {row.back_end: row.events_per_second for row in rows if row.sensor == sensor}
+        ratio = rate["fused"] / rate["torch"]
         console.print(f"{sensor}: the fused pass is {ratio:.0f} times as fast as plain torch")
     console.print(", ".join(f"{name} {value}" for name, value in here.items() if value))
     if path is not None:
@@ -80,12 +78,8 @@ def run_bench(path: Path | None) -> None:
         path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _rates(rows: Sequence[EgomotionFigures], sensor: str, back_end: str) -> list[float]:
-    return [r.events_per_second for r in rows if r.sensor == sensor and r.back_end == back_end]
-
-
 def bench_egomotion(width: int, height: int) -> list[EgomotionFigures]:
-    """Decoding to estimate by the fused pass, on all threads and on one, and by plain torch."""
+    """Decoding to estimate by the fused pass; the estimator alone by plain torch."""
     simulation = SimulationConfig(duration_s=_DURATION_S, width=width, height=height)
     camera = simulation.camera()
     chunks = simulate_rotation(
@@ -100,19 +94,11 @@ def bench_egomotion(width: int, height: int) -> list[EgomotionFigures]:
     truth = sample_ground_truth(simulation.motion(), _DURATION_S)
     packets = list(packetize(events, simulation.packet_ms))
     sensor = f"{width}x{height}"
-    threads = numba.get_num_threads()
-    rows = [_fused(sensor, threads, packets, camera, truth)]
-    if threads > 1:
-        numba.set_num_threads(1)
-        rows.append(_fused(sensor, 1, packets, camera, truth))
-        numba.set_num_threads(threads)
-    rows.append(_plain_torch(sensor, events, camera, truth))
-    return rows
+    return [_fused(sensor, packets, camera, truth), _plain_torch(sensor, events, camera, truth)]
 
 
 def _fused(
     sensor: str,
-    threads: int,
     packets: Sequence[EventPacket],
     camera: Camera,
     truth: GroundTruth,
@@ -126,15 +112,13 @@ def _fused(
     for packet in packets:
         estimates += pipeline.push(packet)
     spent_s = time.perf_counter() - began
-    return _figures(sensor, "fused", threads, pipeline.counters.events, spent_s, estimates, truth)
+    return _figures(sensor, "fused", pipeline.counters.events, spent_s, estimates, truth)
 
 
 def _plain_torch(
     sensor: str, events: Events, camera: Camera, truth: GroundTruth
 ) -> EgomotionFigures:
     """The same estimator through plain torch operations and the operator, on some windows."""
-    import torch
-
     estimator = RotationEstimator(camera, fused=False)
     estimator.estimate(events[:WINDOW_EVENTS])
     estimator.reset()
@@ -145,14 +129,12 @@ def _plain_torch(
         for k in range(count)
     ]
     spent_s = time.perf_counter() - began
-    threads = torch.get_num_threads()
-    return _figures(sensor, "torch", threads, count * WINDOW_EVENTS, spent_s, estimates, truth)
+    return _figures(sensor, "torch", count * WINDOW_EVENTS, spent_s, estimates, truth)
 
 
 def _figures(
     sensor: str,
     name: str,
-    threads: int,
     events: int,
     spent_s: float,
     estimates: Sequence[EgomotionEstimate],
@@ -163,7 +145,6 @@ def _figures(
     return EgomotionFigures(
         sensor,
         name,
-        threads,
         len(estimates),
         events / spent_s,
         float(np.percentile(window_ms, 50)),
