@@ -13,11 +13,12 @@ unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 STAMPS := .venv/stamps-$(shell pwd | cksum | cut -d ' ' -f 1)
 RUN := .venv/bin/event-binning-grad
 RECORDING ?=
+CALIB ?=
 
 setup: $(STAMPS)/package  ## prepare .venv: pinned packages, event_camera_msgs, this package
 
-demo: setup  ## simulate, replay through the node, check; RECORDING=path takes yours
-	$(RUN) demo $(if $(RECORDING),--recording "$(RECORDING)")
+demo: setup  ## simulate, replay through the node, check; RECORDING=path (CALIB=file) takes yours
+	$(RUN) demo $(if $(RECORDING),--recording "$(RECORDING)") $(if $(CALIB),--calib "$(CALIB)")
 
 test: setup  ## run the tests
 	.venv/bin/python -m pytest

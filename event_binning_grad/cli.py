@@ -147,6 +147,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from event_binning_grad.evaluation.evaluate import evaluate
 
+    if options.plot:
+        from event_binning_grad.evaluation.plots import require_matplotlib
+
+        require_matplotlib()  # before the work, not after it
     camera = load_camera(options.calib, options.recording) if options.calib else None
     columns = (
         TextColumn("{task.description}"),
@@ -287,7 +291,7 @@ def _print_evaluation(result: Evaluation) -> None:
     row("time a window, p99", figures["window_ms_p99"], "ms")
     row("passes over a window, mean", figures["iterations_mean"], "")
     table.add_row("ground truth", figures["ground_truth"] or "none")
-    row("angular velocity RMS", figures["angular_velocity_rms_deg_s"], "deg/s")
+    row("angular velocity RMS, an axis", figures["angular_velocity_rms_deg_s"], "deg/s")
     per_axis = figures["angular_velocity_rms_per_axis_deg_s"]
     for axis, value in zip("xyz", per_axis or (), strict=False):
         row(f"  about {axis}", value, "deg/s")

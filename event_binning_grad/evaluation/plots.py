@@ -79,14 +79,19 @@ def plot_event_images(
     return _save(figure, path)
 
 
+def require_matplotlib() -> None:
+    """Raises ConfigError, one line, where matplotlib is not there."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise ConfigError("matplotlib cannot be imported; pictures need it: pip install matplotlib")
+
+
 def _figure(rows: int, columns: int, size: tuple[float, float]):
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "matplotlib cannot be imported; pictures need it: pip install matplotlib"
-        ) from None
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes: list[Axes] = list(figure.subplots(rows, columns, sharex=columns == 1).ravel())

@@ -251,11 +251,14 @@ def write_bag(
     path = Path(path)
     if path.exists():
         raise RecordingError(f"{path} exists already: choose another path or delete it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workplace:
-        unfinished = Path(workplace) / path.name
-        written = _write_bag(unfinished, packets, camera_info, ground_truth, frame_id)
-        unfinished.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workplace:
+            unfinished = Path(workplace) / path.name
+            written = _write_bag(unfinished, packets, camera_info, ground_truth, frame_id)
+            unfinished.rename(path)
+    except OSError as error:
+        raise RecordingError(f"{path} cannot be written: {error.strerror}") from None
     return written
 
 

@@ -61,6 +61,7 @@ class TextRecording:
         self._directory = self._events_file.parent
         if not self._events_file.is_file():
             raise RecordingError(f"{self._events_file} does not exist: expected lines of t x y p")
+        next(self._blocks(), None)  # whatever is no such text says so now, not later
         self.out_of_bounds_events = 0
         self.time_steps_back = 0
 

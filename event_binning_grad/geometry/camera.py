@@ -99,7 +99,9 @@ class Camera:
 
         try:
             data = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise CalibrationError(f"{path}: cannot be read as YAML: {reason}") from None
         names = ("image_width", "image_height", "camera_matrix", "distortion_coefficients")
@@ -140,6 +142,8 @@ class Camera:
             CalibrationError: the file cannot be read, or nobody gives the size.
         """
         numbers, own_size = read_calib_txt(path)
+        if own_size is None and size is not None:
+            _check_principal_point(path, numbers, size)
         size = own_size or size
         if size is None:
             raise CalibrationError(
@@ -148,6 +152,22 @@ class Camera:
         fx, fy, cx, cy, *d = numbers
         K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
         return Camera(*size, K, "plumb_bob", np.array(d))
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Writes a camera_info YAML that `from_yaml` and ROS's camera_info_manager read."""
+        import yaml
+
+        k, d = self.K.ravel().tolist(), self.d.tolist()
+        content = {
+            "image_width": self.width,
+            "image_height": self.height,
+            "camera_name": "event_camera",
+            "camera_matrix": {"rows": 3, "cols": 3, "data": k},
+            "distortion_model": self.distortion_model,
+            "distortion_coefficients": {"rows": 1, "cols": len(d), "data": d},
+        }
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(yaml.safe_dump(content, sort_keys=False))
 
     @cached_property
     def bearings(self) -> npt.NDArray[np.float32]:
@@ -199,6 +219,19 @@ class Camera:
         return xy @ self.K[:2, :2].T + self.K[:2, 2]
 
 
+def _check_principal_point(
+    path: str | Path, numbers: Sequence[float], size: tuple[int, int]
+) -> None:
+    """A file without a size may be of another sensor; then its principal point is far off."""
+    for centre, side in zip(numbers[2:4], size, strict=True):
+        if not 0.25 < centre / side < 0.75:
+            raise CalibrationError(
+                f"{path}: the principal point ({numbers[2]:g}, {numbers[3]:g}) is far from the "
+                f"middle of the {size[0]}x{size[1]} sensor; expected the calibration of this "
+                "camera, or its size in a second line"
+            )
+
+
 def read_calib_txt(path: str | Path) -> tuple[list[float], tuple[int, int] | None]:
     """The numbers fx fy cx cy k1 k2 p1 p2 k3 of a calib.txt, and its width and height if given.
 
@@ -210,7 +243,9 @@ def read_calib_txt(path: str | Path) -> tuple[list[float], tuple[int, int] | Non
         lines = [line.split() for line in Path(path).read_text().splitlines() if line.split()]
         numbers = [float(word) for word in lines[0]]
         size = [int(word) for word in lines[1]] if len(lines) > 1 else None
-    except (OSError, ValueError, IndexError) as error:
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, IndexError) as error:
         raise CalibrationError(f"{path}: {error}; {expected}") from None
     if len(numbers) != 9 or (size is not None and (len(size) != 2 or min(size) < 1)):
         raise CalibrationError(f"{path}: {len(numbers)} numbers, size {size}; {expected}")

@@ -33,7 +33,6 @@ from event_binning_grad.pipeline import PipelineConfig
 
 MAX_RMS_DEG_S = 3.0
 
-_CAMERA_INFO_TOPIC = EVENTS_TOPIC.rpartition("/")[0] + "/camera_info"
 _READY_S = 180.0  # the first start compiles
 # No twist for so long after the last packet: no more will come, and /diagnostics, which comes once
 # a second, has said the last of it.
@@ -46,18 +45,22 @@ class Received:
     """What the listener got, in order.
 
     twists: dicts with stamp_ns, window_end_ns, received_ns, angular_velocity, covariance.
-    diagnostics: the last message's values, with "level" and "message"; empty before the first.
+    diagnostics: the last message's values; empty before the first.
+    messages: what the messages said, from the first twist on, each line once.
     """
 
     twists: list[dict[str, Any]] = field(default_factory=list)
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
 
     def take(self, line: str) -> None:
         content = json.loads(line)
         if content.pop("type") == "twist":
             self.twists.append(content)
         else:
-            self.diagnostics = {k: content[k] for k in ("level", "message")} | content["values"]
+            self.diagnostics = content["values"]
+            if self.twists and content["message"] not in self.messages:
+                self.messages.append(content["message"])
 
 
 def run_demo(out: Path, recording: Path | None, calibration: Path | None) -> bool:
@@ -81,7 +84,10 @@ def run_demo(out: Path, recording: Path | None, calibration: Path | None) -> boo
     camera = load_camera(calibration, path) if calibration else recorded_camera(opened)
     log = out / "published.csv"
     console.print(f"replaying {path} in real time through the perception node ...")
-    received = _replay_through_node(path, calibration, log, truth)
+    camera_file = out / "camera.yaml"
+    camera.to_yaml(camera_file)
+    received = _replay_through_node(path, camera_file, log, truth)
+    console.print("evaluating the same recording offline ...")
     offline = evaluate(path, PipelineConfig(), camera, images=True)
     report = make_report(path, received, log, truth, offline)
     _write_pictures(out, received, truth, offline, report)
@@ -102,6 +108,7 @@ def simulated_recording(out: Path, console: Any) -> Path:
     path = out / f"recording-{digest}"
     if path.exists():
         return path
+    console.print(f"simulating a recording of {config.duration_s:g} s ...")
     with Progress(console=console) as bar:
         task = bar.add_task("simulating a recording", total=config.duration_s)
         write_simulation(path, config, progress=lambda s: bar.update(task, completed=s))
@@ -147,6 +154,7 @@ def make_report(
         "solve_ms_p50": offline.summary()["window_ms_p50"],
         "solve_ms_p99": offline.summary()["window_ms_p99"],
         "diagnostics": figures,
+        "diagnostics_messages": received.messages,
         "machine": machine(),
     }
 
@@ -193,26 +201,26 @@ def latencies_ms(received: Received, log: Path) -> list[float]:
 
 
 def _replay_through_node(
-    path: Path, calibration: Path | None, log: Path, truth: GroundTruth | None
+    path: Path, calibration: Path, log: Path, truth: GroundTruth | None
 ) -> Received:
     """Runs the three processes; returns what the listener received."""
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     parameters = ["--ros-args", "-r", f"/perception/events:={EVENTS_TOPIC}"]
-    parameters += ["-r", f"/perception/camera_info:={_CAMERA_INFO_TOPIC}"]
-    if calibration is not None:
-        parameters += ["-p", f"calibration_file:={calibration}"]
+    parameters += ["-p", f"calibration_file:={calibration}"]
     received = Received()
     with ExitStack() as stack:
         node = stack.enter_context(_process("node", *parameters))
         listener = stack.enter_context(_process("collector", stdout=subprocess.PIPE))
         lines = _lines(listener)
         replay = stack.enter_context(
-            _process("replay", str(path), "--wait", str(_READY_S), "--publish-log", str(log))
+            _process(
+                "replay", str(path), "--quiet", "--wait", str(_READY_S), "--publish-log", str(log)
+            )
         )
         progress = _Progress(truth)
         quiet_since_s = time.monotonic()
-        while time.monotonic() - quiet_since_s < _SETTLE_S:
+        while replay.poll() is None or time.monotonic() - quiet_since_s < _SETTLE_S:
             for name, process in (("node", node), ("listener", listener)):
                 if process.poll() is not None:
                     raise EventBinningError(
@@ -293,8 +301,7 @@ class _Progress:
 
     def _text(self, received: Received) -> str:
         if not received.twists:
-            waiting = received.diagnostics.get("message", "waiting for the node")
-            return f"{waiting:<100.100}"
+            return "waiting for the first twist (the node compiles when it first starts)"
         twist = received.twists[-1]
         omega = np.array(twist["angular_velocity"])
         text = f"{len(received.twists):6d} twists  ω {_vector(omega)} rad/s"
@@ -341,7 +348,7 @@ def _print_report(console: Any, report: dict[str, Any], out: Path) -> None:
 
     row("recording", report["recording"])
     row("truth", report["ground_truth"])
-    row("angular velocity RMS", report["angular_velocity_rms_deg_s"], "deg/s", ".2f")
+    row("angular velocity RMS, an axis", report["angular_velocity_rms_deg_s"], "deg/s", ".2f")
     per_axis = report["angular_velocity_rms_per_axis_deg_s"] or (None, None, None)
     for axis, value in zip("xyz", per_axis, strict=True):
         row(f"  about {axis}", value, "deg/s", ".2f")

@@ -26,6 +26,7 @@ class ReplayConfig:
         clock: publish /clock, the recording's time, for nodes with use_sim_time.
         wait_s: wait for a subscriber to the events, at most this long, s.
         events_topic: where the events go.
+        progress: write a line of progress, where standard error is a terminal.
         publish_log: CSV with a row a packet: seq, when it was published (monotonic clock, ns), its
             header stamp and its time in the recording (that of its last event), ns.
 
@@ -38,6 +39,7 @@ class ReplayConfig:
     clock: bool = False
     wait_s: float = 0.0
     events_topic: str = EVENTS_TOPIC
+    progress: bool = True
     publish_log: Path | None = None
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             clock=options.clock,
             wait_s=options.wait,
             events_topic=options.events_topic,
+            progress=not options.quiet,
             publish_log=options.publish_log,
         )
         try:
@@ -135,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", type=float, default=0.0, metavar="S",
         help="wait for a subscriber to the events, at most this long, s (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="no line of progress")
     parser.add_argument("--events-topic", default=EVENTS_TOPIC, help="default: %(default)s")
     parser.add_argument(
         "--publish-log", type=Path, metavar="CSV", help="a row a packet: seq, times"

@@ -85,7 +85,7 @@ class Replayer:
         self._cleanup = ExitStack()
         self._cleanup.callback(self._node.destroy_node)
         self._log = self._open_log()
-        self._progress = self._cleanup.enter_context(_Progress())
+        self._progress = self._cleanup.enter_context(_Progress(config.progress))
 
     def __enter__(self) -> Replayer:
         return self
@@ -236,8 +236,8 @@ class _Pace:
 class _Progress:
     """A line on a terminal that is written again and again; nothing elsewhere."""
 
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
+    def __init__(self, wanted: bool) -> None:
+        self._terminal = wanted and sys.stderr.isatty()
         self._next_s = 0.0
         self._written = False
 
