@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from event_binning_grad.errors import ConfigError, PacketError
 from event_binning_grad.estimation import EgomotionEstimate, RotationEstimator, Status
+from event_binning_grad.estimation.contrast_cpu import PARALLEL_FROM
 from event_binning_grad.events import decoder
 from event_binning_grad.events.clock import StreamClock
 from event_binning_grad.events.decoder import DecoderCounters, PacketDecoder
@@ -22,6 +23,7 @@ from event_binning_grad.events.types import Events, PacketLike, stamp_to_ns
 from event_binning_grad.events.windows import WindowBuffer
 from event_binning_grad.geometry import Camera
 
+MAX_WINDOW_EVENTS = 10_000_000  # two windows are held: 260 MB
 GRADIENTS = ("unbiased", "raw")
 
 
@@ -58,6 +60,10 @@ class PipelineConfig:
             )
         if self.window_events == 0 and self.window_ms == 0:
             raise ConfigError("window_events and window_ms are both 0: a window needs a limit")
+        if self.window_events > MAX_WINDOW_EVENTS:
+            raise ConfigError(
+                f"window_events {self.window_events}: expected at most {MAX_WINDOW_EVENTS}"
+            )
         if self.min_events < 10:
             raise ConfigError(f"min_events {self.min_events}: expected at least 10")
         if not self.max_std_rad_s > 0:
@@ -84,6 +90,10 @@ class PipelineCounters:
     first_event_ns: int | None = None
     last_event_ns: int | None = None
     """Times of the first and the last event, on the stream's own clock."""
+    duration_ns: int = 0
+    """What the events span; where the clock was set back, the sum of the spans."""
+    hot_pixel_events: int = 0
+    """Events of window_events that were left out, because their pixels fire all the time."""
     windows: int = 0
     window_events: int = 0
     discarded_events: int = 0
@@ -150,6 +160,7 @@ class Pipeline:
                 dropped and counted; the next one is taken as usual.
         """
         if isinstance(packet, Events):
+            self._check_order(packet)
             return self._push_events(packet)
         decoded = self._decoder.decode(packet)
         if self._clock is None or decoded.clock_reset:
@@ -157,7 +168,11 @@ class Pipeline:
         if decoded.discontinuity is not None:
             self.break_stream(decoded.discontinuity)
         if len(decoded.events):
-            self._clock.update(int(decoded.events.t[0]), stamp_to_ns(packet.header.stamp))
+            self._clock.update(
+                int(decoded.events.t[0]),
+                stamp_to_ns(packet.header.stamp),
+                provisional=not decoded.from_start,
+            )
         return self._push_events(decoded.events)
 
     def flush(self) -> list[EgomotionEstimate]:
@@ -199,19 +214,31 @@ class Pipeline:
             )
         return [self._estimate(window) for window in self._buffer.push(events)]
 
+    def _check_order(self, events: Events) -> None:
+        if np.any(np.diff(events.t) < 0):
+            raise PacketError("events out of order; expected times that do not decrease: sort them")
+        last = self.counters.last_event_ns
+        if len(events) and last is not None and events.t[0] < last:
+            step_s = (last - int(events.t[0])) * 1e-9
+            self.break_stream(f"time went back by {step_s:.6f} s")
+
     def _count(self, events: Events) -> None:
         if not len(events):
             return
         self.counters.events += len(events)
-        if self.counters.first_event_ns is None:
-            self.counters.first_event_ns = int(events.t[0])
-        self.counters.last_event_ns = int(events.t[-1])
+        counters, start, end = self.counters, int(events.t[0]), int(events.t[-1])
+        if counters.first_event_ns is None:
+            counters.first_event_ns = start
+        last = counters.last_event_ns
+        counters.duration_ns += end - (last if last is not None and last <= start else start)
+        counters.last_event_ns = end
 
     def _estimate(self, window: Events) -> EgomotionEstimate:
         assert self._estimator is not None  # windows are gathered only with a camera
         estimate = self._estimator.estimate(window)
         self.counters.windows += 1
         self.counters.window_events += len(window)
+        self.counters.hot_pixel_events += estimate.hot_pixel_events
         self.counters.estimates[estimate.status] += 1
         if self._clock is None:
             return estimate
@@ -230,16 +257,18 @@ def warm_up(config: PipelineConfig, camera: Camera) -> None:
     A live stream must not wait for the compiler, and a measurement must not count it.
     """
     decoder.warm_up()
+    sizes = [1000]
+    if config.window_events == 0 or config.window_events >= PARALLEL_FROM:
+        sizes.append(PARALLEL_FROM)
     rng = np.random.default_rng(0)
-    count = config.min_events
-    events = Events(
-        np.linspace(0, 1e7, count).astype(np.int64),
-        rng.integers(0, camera.width, count, dtype=np.uint16),
-        rng.integers(0, camera.height, count, dtype=np.uint16),
-        np.ones(count, np.uint8),
-        camera.width,
-        camera.height,
-    )
-    pipeline = Pipeline(dataclasses.replace(config, window_events=count), camera)
-    pipeline.push(events)
-    pipeline.flush()
+    for size in sizes:
+        events = Events(
+            np.linspace(0, 1e7, size).astype(np.int64),
+            rng.integers(0, camera.width, size, dtype=np.uint16),
+            rng.integers(0, camera.height, size, dtype=np.uint16),
+            np.ones(size, np.uint8),
+            camera.width,
+            camera.height,
+        )
+        one_window = dataclasses.replace(config, window_events=size, window_ms=0.0, min_events=10)
+        Pipeline(one_window, camera).push(events)

@@ -56,3 +56,13 @@ def test_reset_and_a_sensor_clock_that_goes_back():
     assert clock.to_robot(7) == 7
     clock.update(0, 2000 * S)
     assert clock.to_robot(0) == 2000 * S
+
+
+def test_a_packet_without_its_first_events_counts_only_as_long_as_nothing_is_better():
+    clock = StreamClock()
+    clock.update(1_000, 5_000, provisional=True)
+    assert clock.to_robot(1_000) == 5_000
+    clock.update(2_000, 6_500)
+    assert clock.offset_ns == 4_500
+    clock.update(9_000, 12_000, provisional=True)  # its first events, at 7 500, were dropped
+    assert clock.offset_ns == 4_500

@@ -294,3 +294,31 @@ def test_warm_up_leaves_nothing_behind(
     before = values(run(Pipeline(config, small_camera), [stream]))
     warm_up(config, small_camera)
     assert values(run(Pipeline(config, small_camera), [stream])) == before
+
+
+def test_time_going_back_between_events_breaks_the_stream(stream: Events, small_camera: Camera):
+    pipeline = Pipeline(PipelineConfig(window_events=4000, window_ms=0.0), small_camera)
+    pipeline.push(stream[:3000])
+    pipeline.push(stream[1000:2000])
+    assert pipeline.counters.discontinuities == 1
+    assert pipeline.counters.discarded_events == 3000
+    assert "time went back" in (pipeline.last_discontinuity or "")
+    span = int(stream.t[2999] - stream.t[0] + stream.t[1999] - stream.t[1000])
+    assert pipeline.counters.duration_ns == span
+
+
+def test_events_out_of_order_are_refused(stream: Events, small_camera: Camera):
+    pipeline = Pipeline(PipelineConfig(), small_camera)
+    backwards = replace(stream[:100], t=stream.t[:100][::-1].copy())
+    with pytest.raises(PacketError, match="out of order"):
+        pipeline.push(backwards)
+    assert pipeline.counters.events == 0
+
+
+def test_warm_up_compiles_whatever_the_windows(small_camera: Camera):
+    from event_binning_grad.estimation import contrast_cpu
+
+    for config in (PipelineConfig(window_ms=0.5), PipelineConfig(window_events=0)):
+        warm_up(config, small_camera)
+        assert contrast_cpu._gather_serial.signatures
+    assert contrast_cpu._gather.signatures

@@ -33,7 +33,10 @@ _PART = 2048
 _MAX_IMAGES = 8
 # Windows of fewer events are done by one thread. Waking the others a few times a pass takes as long
 # as they would save, and a robot has other work for them.
-_PARALLEL_FROM = 50_000
+PARALLEL_FROM = 50_000
+# See `look_up`. An edge that passes makes a pixel fire a few times, ten in high contrast.
+HOT_MIN = 16
+HOT_RATIO = 10.0
 # Sums that a part returns: 6 of the gradient, 18 each of the Hessian and of the scatter matrix.
 _SUMS = 42
 
@@ -108,7 +111,7 @@ class CpuContrast:
 
     @property
     def _is_small(self) -> bool:
-        return len(self._window.tau) < _PARALLEL_FROM
+        return len(self._window.tau) < PARALLEL_FROM
 
     def _motion(self, parameters: Float64) -> npt.NDArray[np.float32]:
         """omega, alpha T / 4, and 2 / T: theta = omega tau + (alpha T / 4) (2 / T) tau^2."""
@@ -122,18 +125,37 @@ class CpuContrast:
 
 
 @numba.njit(nogil=True, cache=True)
-def look_up(t, x, y, stamp_ns, table, bearings, tau):
+def look_up(t, x, y, stamp_ns, table, counts, bearings, tau):
     """Fills bearings [3, N] from the table [H, W, 3], and tau [N] in seconds from stamp_ns.
 
     Events off the table get NaN, as those whose pixel has no bearing do: compiled code would read
-    on beyond its end.
+    on beyond its end. So do events of hot pixels: a dot that fires all the time is sharpest when
+    nothing is compensated, and would hide the motion. A pixel is hot if it fires HOT_MIN times and
+    HOT_RATIO times as often as the mean of the pixels that fire.
+
+    counts: [H, W] int32, zero; zero again afterwards. Returns the number of events of hot pixels.
     """
     height, width, _ = table.shape
+    active, seen = 0, 0
+    for i in range(len(t)):
+        if y[i] < height and x[i] < width:
+            active += counts[y[i], x[i]] == 0
+            counts[y[i], x[i]] += 1
+            seen += 1
+    limit = max(HOT_MIN, HOT_RATIO * seen / max(active, 1))
+    hot_events = 0
     for i in range(len(t)):
         inside = y[i] < height and x[i] < width
+        hot = inside and counts[y[i], x[i]] > limit
+        hot_events += hot
         for axis in range(3):
-            bearings[axis, i] = table[y[i], x[i], axis] if inside else np.float32(np.nan)
+            known = inside and not hot
+            bearings[axis, i] = table[y[i], x[i], axis] if known else np.float32(np.nan)
         tau[i] = np.float32((t[i] - stamp_ns) * 1e-9)
+    for i in range(len(t)):
+        if y[i] < height and x[i] < width:
+            counts[y[i], x[i]] = 0
+    return hot_events
 
 
 def _symmetric(sums: Float64) -> Float64:
@@ -209,7 +231,7 @@ def _scatter(bearings, tau, motion, projection, images):
 
     Returns the image's sum and its sum of squares.
     """
-    parts, rows, cols = images.shape
+    parts, rows, _ = images.shape
     events = len(tau)
     for p in numba.prange(parts):
         start, stop = events * p // parts, events * (p + 1) // parts
@@ -217,8 +239,28 @@ def _scatter(bearings, tau, motion, projection, images):
     sums = np.zeros((rows, 2))
     for j in numba.prange(_PAD, rows - _PAD):
         _add_row(images, j, sums[j])
+    return _pad(images[0], sums)
+
+
+# A def of its own: numba's cache does not tell a parallel build of a function from a serial one.
+@numba.njit(**_FLAGS)
+def _scatter_serial(bearings, tau, motion, projection, images):
+    """`_scatter` on the calling thread, for images [1, rows, cols]."""
+    rows = images.shape[1]
+    _scatter_part(bearings, tau, motion, projection, 0, len(tau), images[0])
+    sums = np.zeros((rows, 2))
+    for j in range(_PAD, rows - _PAD):
+        _add_row(images, j, sums[j])
+    return _pad(images[0], sums)
+
+
+# Not part of the parallel functions: numba would split the sums by threads.
+@numba.njit(**_FLAGS)
+def _pad(image, sums):
+    """Fills the padding with the image's mean; returns its sum and its sum of squares."""
+    rows, cols = image.shape
     total, square = sums[:, 0].sum(), sums[:, 1].sum()
-    image, mean = images[0], total / ((rows - 2 * _PAD) * (cols - 2 * _PAD))
+    mean = total / ((rows - 2 * _PAD) * (cols - 2 * _PAD))
     image[:_PAD], image[rows - _PAD :] = mean, mean
     image[:, :_PAD], image[:, cols - _PAD :] = mean, mean
     return total, square
@@ -374,8 +416,17 @@ def _gather(bearings, tau, motion, projection, image, unbiased):
     for p in numba.prange(parts):
         start, stop = p * _PART, min((p + 1) * _PART, events)
         _gather_part(bearings, tau, motion, projection, image, unbiased, start, stop, sums[p])
+    return _sum_rows(sums)
+
+
+@numba.njit(**_FLAGS)
+def _gather_serial(bearings, tau, motion, projection, image, unbiased):
+    """`_gather` on the calling thread."""
+    sums = np.empty((1, _SUMS))
+    _gather_part(bearings, tau, motion, projection, image, unbiased, 0, len(tau), sums[0])
+    return _sum_rows(sums)
+
+
+@numba.njit(**_FLAGS)
+def _sum_rows(sums):
     return sums.sum(axis=0)
-
-
-_scatter_serial = numba.njit(**_FLAGS)(_scatter.py_func)
-_gather_serial = numba.njit(**_FLAGS)(_gather.py_func)

@@ -97,6 +97,8 @@ class EgomotionEstimate:
         contrast_gain: variance of the compensated image over that of the uncompensated one.
         status: why not to trust the estimate, or Status.OK.
         solve_time_s: time that the estimation took.
+        hot_pixel_events: events of the window that were left out, because their pixels fire all
+            the time.
     """
 
     stamp_ns: int
@@ -110,6 +112,7 @@ class EgomotionEstimate:
     contrast_gain: float
     status: Status
     solve_time_s: float
+    hot_pixel_events: int = 0
 
 
 class RotationEstimator:
@@ -148,6 +151,8 @@ class RotationEstimator:
         self._contrast = self._make_contrast(self._grid)
         self._picture: Contrast | None = None
         self._storage = np.empty(0, np.float32)
+        self._counts = np.zeros((camera.height, camera.width), np.int32)
+        self._hot_pixel_events = 0
         self._window: WindowEvents | None = None
         self._parameters = np.zeros(6)
         self._last: EgomotionEstimate | None = None
@@ -165,12 +170,15 @@ class RotationEstimator:
         began = time.perf_counter()
         start_ns, end_ns = (int(events.t[0]), int(events.t[-1])) if len(events) else (0, 0)
         stamp_ns = start_ns + (int((events.t - start_ns).mean()) if len(events) else 0)
-        if len(events) < self._min_events or end_ns == start_ns:
+        if len(events) < self._min_events or end_ns <= start_ns:
+            # Events of one time show no motion, however many they are.
+            few = len(events) < self._min_events
+            status = Status.TOO_FEW_EVENTS if few else Status.NO_STRUCTURE
             self._window = None
             nothing = np.full(3, np.nan)
             return EgomotionEstimate(
                 stamp_ns, start_ns, end_ns, len(events), nothing, nothing, np.full((3, 3), np.nan),
-                0, np.nan, Status.TOO_FEW_EVENTS, time.perf_counter() - began,
+                0, np.nan, status, time.perf_counter() - began,
             )  # fmt: skip
         window = self._load(events, stamp_ns, (end_ns - start_ns) * 1e-9)
         at_rest = float(self._contrast.iwe(np.zeros(6), _TRACKING[-1]).var())
@@ -192,6 +200,7 @@ class RotationEstimator:
             gain,
             status,
             time.perf_counter() - began,
+            self._hot_pixel_events,
         )
         self._last = estimate if status.ok else None
         return estimate
@@ -223,7 +232,10 @@ class RotationEstimator:
         # Contiguous whatever the count: compiled loops over strided rows would not vectorise.
         bearings = self._storage[: 3 * count].reshape(3, count)
         tau = self._storage[3 * count : 4 * count]
-        look_up(events.t, events.x, events.y, stamp_ns, self._camera.bearings, bearings, tau)
+        self._hot_pixel_events = look_up(
+            events.t, events.x, events.y, stamp_ns, self._camera.bearings, self._counts,
+            bearings, tau,
+        )  # fmt: skip
         self._window = WindowEvents(bearings, tau, span_s)
         self._contrast.load(self._window)
         return self._window

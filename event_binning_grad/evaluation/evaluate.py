@@ -39,7 +39,7 @@ class Evaluation:
         recording: its path.
         config: the pipeline's parameters.
         events: events decoded.
-        duration_s: from the first to the last event.
+        duration_s: what the events span.
         pipeline_s: time spent in the pipeline, reading of the file apart.
         estimates: one a window.
         error: against the truth; None without truth.
@@ -86,6 +86,7 @@ class Evaluation:
             "gradient": self.config.gradient,
             "window_events": self.config.window_events,
             "window_ms": self.config.window_ms,
+            "hot_pixel_events": self.counters.hot_pixel_events,
             "discarded_events": self.counters.discarded_events,
             "discontinuities": self.counters.discontinuities,
             "rejected_packets": dict(self.rejections),
@@ -161,14 +162,14 @@ def evaluate(
     began = time.perf_counter()
     estimates += pipeline.flush()
     spent_s += time.perf_counter() - began
-    if counters.first_event_ns is None or counters.last_event_ns is None:
+    if not counters.events:
         why = f": {next(iter(rejections))}" if rejections else ""
         raise RecordingError(f"{path}: no events could be read, expected an event stream{why}")
     return Evaluation(
         str(path),
         config,
         counters.events,
-        (counters.last_event_ns - counters.first_event_ns) * 1e-9,
+        counters.duration_ns * 1e-9,
         spent_s,
         estimates,
         estimates_error(estimates, truth),

@@ -150,6 +150,10 @@ class BagRecording:
                     "distortion_model": info.distortion_model,
                     "d": [float(value) for value in info.d],
                     "k": [float(value) for value in info.k],
+                    # With these the pixels are not the sensor's: whoever cannot use it must know.
+                    "binning_x": int(info.binning_x),
+                    "binning_y": int(info.binning_y),
+                    "roi": info.roi,
                 }
         return None
 

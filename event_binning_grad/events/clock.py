@@ -25,6 +25,7 @@ class StreamClock:
         self._memory_ns = memory_ns
         # (sensor time, offset) with rising offsets: the first is the smallest in memory.
         self._minima: deque[tuple[int, int]] = deque()
+        self._provisional_ns = 0
         self._now = 0
 
     @classmethod
@@ -35,16 +36,20 @@ class StreamClock:
     @property
     def offset_ns(self) -> int:
         """Robot time minus sensor time; 0 as long as nothing is known."""
-        return self._minima[0][1] if self._minima else 0
+        return self._minima[0][1] if self._minima else self._provisional_ns
 
-    def update(self, first_event_t_ns: int, stamp_ns: int) -> None:
+    def update(self, first_event_t_ns: int, stamp_ns: int, *, provisional: bool = False) -> None:
         """Learns from a packet: its first event's sensor time and its header stamp, both in ns.
 
-        A stamp of 0 is none, and is ignored.
+        provisional: events before the first one are missing, so that it is later than the stamp
+        means; taken only as long as nothing better is known. A stamp of 0 is none, and is ignored.
         """
         if self._identity or stamp_ns == 0:
             return
         now, offset = int(first_event_t_ns), int(stamp_ns) - int(first_event_t_ns)
+        if provisional:
+            self._provisional_ns = offset
+            return
         if self._minima and now < self._now:
             self.reset()  # the sensor's clock went back: what was learnt is of another clock
         self._now = now

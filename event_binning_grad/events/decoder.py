@@ -40,6 +40,8 @@ class DecoderCounters:
     """Packets that never came, by the gaps in seq."""
     late_packets: int = 0
     """Packets that came after later ones, and were dropped."""
+    cut_packets: int = 0
+    """EVT 3.0 packets that ended inside a word whose rest never came."""
     rejected_packets: int = 0
     """Packets that could not be decoded."""
     shed_packets: int = 0
@@ -75,11 +77,13 @@ class DecodedPacket:
         gathers events over packets must drop what was gathered.
     clock_reset: True if the time goes on from another value: an offset to another clock that was
         learnt before is void.
+    from_start: False if events before the first one were dropped, for want of time or row.
     """
 
     events: Events
     discontinuity: str | None = None
     clock_reset: bool = False
+    from_start: bool = True
 
 
 class PacketDecoder:
@@ -202,6 +206,9 @@ class PacketDecoder:
         counters.trigger_events += part.triggers
         counters.unsynchronised_events += part.unsynchronised
         counters.clock_gaps += part.gaps
+        if part.was_cut:
+            counters.cut_packets += 1
+            reasons.append("the packet before was cut short inside a word")
         if part.gaps:
             reasons.append("the stream was silent for longer than half a wrap of its clock")
         return part
@@ -243,7 +250,10 @@ class PacketDecoder:
         if part.resets:
             reasons.append("the sensor's clock went back by more than 10 ms")
         events = Events(part.t, part.x, part.y, part.p, packet.width, packet.height)
-        return DecodedPacket(events, "; ".join(reasons) or None, clock_reset or part.resets > 0)
+        missing = part.unsynchronised if isinstance(part, Evt3Part) else 0
+        from_start = not (part.discarded or missing)
+        reset = clock_reset or part.resets > 0
+        return DecodedPacket(events, "; ".join(reasons) or None, reset, from_start)
 
 
 def payload_bytes(events: Any) -> NDArray[np.uint8]:

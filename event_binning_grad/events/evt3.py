@@ -71,6 +71,7 @@ class Evt3Part:
     steps_back: int
     resets: int
     gaps: int
+    was_cut: bool = False
 
 
 class Evt3Stream:
@@ -112,10 +113,11 @@ class Evt3Stream:
         data: uint8 [bytes], read-only. hint_us: about where the sensor's clock must stand at the
         chunk's first word (within 8 s); it settles how often the clock wrapped in silence.
         """
-        high_byte = 0 if big_endian else 1
+        high_byte, was_cut = 0 if big_endian else 1, False
         if self._odd_byte is not None and len(data):
             joined = _joined(self._odd_byte, data, high_byte)
             if joined is None:
+                was_cut = True
                 self.lose()
             else:
                 data = joined
@@ -129,7 +131,8 @@ class Evt3Stream:
         tally = np.zeros(9, np.int64)
         n = _decode(data, high_byte, width, height, hint, self._state, tally, t, x, y, p)
         keep = slice(int(tally[_FIRST]), n)
-        return Evt3Part(t[keep], x[keep], y[keep], p[keep], *(int(count) for count in tally))
+        counts = (int(count) for count in tally)
+        return Evt3Part(t[keep], x[keep], y[keep], p[keep], *counts, was_cut=was_cut)
 
 
 def _joined(

@@ -180,7 +180,7 @@ _ADVICE = {
     Status.TOO_FEW_EVENTS: "hardly anything moves, or window_ms is too short",
     Status.NO_STRUCTURE: "the camera sees no texture, or only noise",
     Status.NO_CONTRAST_GAIN: "check the calibration; the motion is perhaps not a rotation",
-    Status.UNCERTAIN: "too few events or too little texture to tell: raise window_events",
+    Status.UNCERTAIN: "too little texture to tell, or the motion changes too much within a window",
     Status.NOT_CONVERGED: "the motion changes too much within a window: lower window_events",
 }
 

@@ -81,7 +81,8 @@ class PerceptionNode(Node):
         self._iwe = self.create_publisher(Image, "~/iwe", OUTPUT_DEPTH)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", OUTPUT_DEPTH)
         self._events_topic = self.resolve_topic_name("~/events")
-        self._last_camera_info: tuple[object, ...] | None = None
+        self._last_camera_info: str | None = None
+        self._calibrated = False
         self._calibration_problem = self._take_calibration()
         self._last_report = self._report()
         # Not on ROS time: a node that waits for /clock must be able to say so.
@@ -117,7 +118,9 @@ class PerceptionNode(Node):
         self._queue.put(packet, self._last_arrival_s - waited_s, len(packet.events))
 
     def _on_camera_info(self, info: CameraInfo) -> None:
-        content = (info.width, info.height, info.distortion_model, tuple(info.d), tuple(info.k))
+        parts = (info.width, info.height, info.distortion_model, info.d, info.k)
+        # As text: NaN is not equal to itself, and one bad calibration is to be reported once.
+        content = repr((parts, info.binning_x, info.binning_y, info.roi))
         if content == self._last_camera_info:
             return
         self._last_camera_info = content
@@ -189,9 +192,9 @@ class PerceptionNode(Node):
         if self._window.get_subscription_count():
             self._window.publish(to_window_reference(estimate, frame_id))
         if self._last_published_s >= self._next_image_s and self._iwe.get_subscription_count():
-            self._next_image_s = self._last_published_s + 1 / self._config.iwe_rate_hz
             counts = image()
             if counts is not None:
+                self._next_image_s = self._last_published_s + 1 / self._config.iwe_rate_hz
                 write_image(self._image, counts, estimate.stamp_ns, frame_id)
                 self._iwe.publish(self._image)
 
@@ -204,7 +207,7 @@ class PerceptionNode(Node):
         if error is not None:
             self._refuse_calibration(error)
             return
-        self._calibration_problem = ""
+        self._calibration_problem, self._calibrated = "", True
         self.get_logger().info(
             f"calibration: {camera.width}x{camera.height}, {camera.distortion_model}, "
             f"focal lengths {camera.K[0, 0]:.1f} {camera.K[1, 1]:.1f} px"
@@ -223,8 +226,9 @@ class PerceptionNode(Node):
     # On either.
 
     def _refuse_calibration(self, error: EventBinningError) -> None:
-        self._calibration_problem = str(error)
-        self.get_logger().error(str(error))
+        kept = "; the calibration before it stays in use" if self._calibrated else ""
+        self._calibration_problem = f"{error}{kept}"
+        self.get_logger().error(self._calibration_problem)
 
     def _take_calibration(self) -> str:
         """Reads the calibration file, or subscribes to camera_info; says what is missing then."""

@@ -125,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EventBinningError as error:
         print(f"replay: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except OSError as error:
+        print(f"replay: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -64,7 +65,7 @@ class Worker:
         self._pipeline = Pipeline(config)
         self._queue = queue
         self._sink = sink
-        self._new_camera: Camera | None = None
+        self._new_cameras: deque[Camera] = deque(maxlen=1)
         self._stopping = threading.Event()
         self._measurements = Measurements()
         # A daemon, so that a compiler run that nobody can interrupt does not keep the process.
@@ -92,7 +93,7 @@ class Worker:
 
     def set_camera(self, camera: Camera) -> None:
         """The calibration to use from the next packet on; from any thread."""
-        self._new_camera = camera
+        self._new_cameras.append(camera)
 
     def take_activity(self) -> Activity:
         """What was measured since the last call; from any thread."""
@@ -114,8 +115,9 @@ class Worker:
                 self._sink.on_failure(error)
 
     def _take_camera(self) -> None:
-        camera, self._new_camera = self._new_camera, None
-        if camera is None:
+        try:
+            camera = self._new_cameras.pop()  # atomic: a camera set meanwhile is not lost
+        except IndexError:
             return
         try:
             self._pipeline.set_camera(camera)
@@ -127,8 +129,16 @@ class Worker:
         if arrival.shed_before:
             self._pipeline.skip_packets(arrival.shed_before)
         try:
-            for estimate in self._pipeline.push(arrival.packet):
-                self._sink.on_estimate(estimate, arrival.packet, self._pipeline.compensated_image)
+            estimates = self._pipeline.push(arrival.packet)
+            for estimate in estimates:
+                # The pipeline holds the last window only: the others have no image.
+                last = estimate is estimates[-1]
+                image = self._pipeline.compensated_image if last else _no_image
+                self._sink.on_estimate(estimate, arrival.packet, image)
                 self._measurements.add(estimate, time.monotonic() - arrival.arrival_s)
         except PacketError as error:
             self._sink.on_rejected(str(error))
+
+
+def _no_image() -> None:
+    return None
