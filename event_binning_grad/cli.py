@@ -286,6 +286,9 @@ def _print_evaluation(result: Evaluation) -> None:
             row(f"  not trusted: {status}", count, "", ",d")
     for reason, count in figures["rejected_packets"].items():
         row(f"  packets dropped: {reason}", count, "", ",d")
+    for reason, count in figures["unusable"].items():
+        if count:
+            row(f"  in the recording: {reason}", count, "", ",d")
     row("throughput", figures["events_per_second"] / 1e6, "Mev/s")
     row("time a window, p50", figures["window_ms_p50"], "ms")
     row("time a window, p99", figures["window_ms_p99"], "ms")

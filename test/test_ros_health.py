@@ -215,3 +215,15 @@ def test_shed_packets_are_not_lost_ones() -> None:
     pipeline.push(dataclasses.replace(packets[-1], seq=packets[-1].seq + 2))
     assert (decoder.shed_packets, decoder.lost_packets) == (7, 2)
     assert pipeline.last_discontinuity == f"1 packets were shed before seq {len(packets) + 1}"
+
+
+def test_queue_lets_a_stream_through_that_is_always_a_little_late() -> None:
+    queue: PacketQueue[int] = PacketQueue(0.5)
+    put(queue, 0, waited_s=0.6)  # late: shed, and from now on only fresh ones are taken
+    put(queue, 1, waited_s=0.3)
+    assert len(queue) == 0
+    time.sleep(1.6)  # three waits: this delay is the stream's own
+    put(queue, 2, waited_s=0.3)
+    put(queue, 3, waited_s=0.3)
+    assert len(queue) == 2
+    assert queue.shed_packets == 2

@@ -47,6 +47,7 @@ class Evaluation:
         counters: what became of the stream.
         images: [height, width] event images of the fastest trusted window, as it came and
             motion-compensated; None unless asked for.
+        unusable: what the reader could not use, by reason.
         rejections: messages of packets that were dropped, with how often each came.
     """
 
@@ -60,6 +61,7 @@ class Evaluation:
     truth: GroundTruth | None
     counters: PipelineCounters
     images: tuple[EventImage, EventImage] | None
+    unusable: dict[str, int]
     rejections: Counter[str]
 
     def summary(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class Evaluation:
             "hot_pixel_events": self.counters.hot_pixel_events,
             "discarded_events": self.counters.discarded_events,
             "discontinuities": self.counters.discontinuities,
+            "unusable": self.unusable,
             "rejected_packets": dict(self.rejections),
             "decoder": asdict(self.counters.decoder),
         }
@@ -176,6 +179,7 @@ def evaluate(
         truth,
         counters,
         gallery.images if gallery else None,
+        recording.unusable(),
         rejections,
     )
 

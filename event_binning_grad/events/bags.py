@@ -138,6 +138,10 @@ class BagRecording:
         known = typestore().fielddefs
         return [topic for topic, type_name in self._types.items() if type_name not in known]
 
+    def unusable(self) -> dict[str, int]:
+        """What packets() could not use, by reason, after it ran."""
+        return {"unreadable_messages": self.unreadable_messages}
+
     def calibration(self) -> dict[str, Any] | None:
         """The first camera_info as fields of sensor_msgs/CameraInfo; None if there is none."""
         topic = self._companion(CAMERA_INFO_TYPE, "")

@@ -105,6 +105,13 @@ class TextRecording:
         """A text recording holds no ROS messages: always raises RecordingError."""
         raise RecordingError(f"{self.path} is a text recording without ROS messages: need a bag")
 
+    def unusable(self) -> dict[str, int]:
+        """What packets() could not use as it was, by reason, after it ran."""
+        return {
+            "out_of_bounds_events": self.out_of_bounds_events,
+            "time_steps_back": self.time_steps_back,
+        }
+
     def calibration(self) -> dict[str, Any] | None:
         """calib.txt as fields of sensor_msgs/CameraInfo; None if there is no such file.
 

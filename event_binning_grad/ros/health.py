@@ -219,6 +219,8 @@ def figures(before: Report, now: Report) -> dict[str, str]:
         "last discontinuity": now.last_discontinuity,
         "discarded events": counters.discarded_events + decoder.discarded_events,
         "uncalibrated events": counters.uncalibrated_events,
+        "hot pixel events": counters.hot_pixel_events,
+        "cut packets": decoder.cut_packets,
         "out of bounds events": decoder.out_of_bounds_events,
         "unsynchronised events": decoder.unsynchronised_events,
         "clock resets": decoder.clock_resets,

@@ -12,6 +12,9 @@ Packet = TypeVar("Packet")
 
 # The receiving thread has caught up when packets come within this share of the longest wait.
 _CAUGHT_UP = 0.25
+# Late for longer than this many times the longest wait, a stream is not catching up: the delay is
+# its own, and what comes late is better than nothing.
+_CATCH_UP_WAITS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class PacketQueue(Generic[Packet]):
     estimator has to find its track again, and work goes on with the freshest data.
 
     A packet may have waited before it came here, in the middleware, when the thread that receives
-    was too slow. Then the block goes on until packets come in time again.
+    was too slow. Then the block goes on until packets come in time again, or have been late for so
+    long that they always will be.
 
     max_wait_s: how long a packet may wait, which bounds both the lag and the memory.
     """
@@ -48,6 +52,7 @@ class PacketQueue(Generic[Packet]):
         self._changed = threading.Condition()
         self._closed = False
         self._catching_up = False
+        self._late_since_s = 0.0
         self._shed_now = 0  # dropped since the last packet was taken out
         self.received_packets = 0
         self.received_bytes = 0
@@ -70,8 +75,13 @@ class PacketQueue(Generic[Packet]):
             self._waiting.append((packet, arrival_s, size))
             age_s = now_s - arrival_s
             limit_s = self._max_wait_s * (_CAUGHT_UP if self._catching_up else 1)
-            self._catching_up = age_s > limit_s
-            if self._catching_up:
+            late = age_s > limit_s
+            if late and not self._catching_up:
+                self._late_since_s = now_s
+            elif late and now_s - self._late_since_s > _CATCH_UP_WAITS * self._max_wait_s:
+                late = False
+            self._catching_up = late
+            if late:
                 self._shed(keep=0)
             elif self._oldest_age_s(now_s) > self._max_wait_s:
                 self._shed(keep=1)
