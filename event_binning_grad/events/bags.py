@@ -144,7 +144,7 @@ class BagRecording:
 
     def calibration(self) -> dict[str, Any] | None:
         """The first camera_info as fields of sensor_msgs/CameraInfo; None if there is none."""
-        topic = self._companion(CAMERA_INFO_TYPE, "")
+        topic = self.companion(CAMERA_INFO_TYPE)
         for message in self._messages([topic] if topic else []):
             info = self._content(message)
             if info is not None:
@@ -163,7 +163,7 @@ class BagRecording:
 
     def ground_truth(self) -> GroundTruth | None:
         """From a TwistStamped topic with "ground_truth" in its name; None if there is none."""
-        topic = self._companion(TWIST_TYPE, "ground_truth")
+        topic = self.companion(TWIST_TYPE, "ground_truth")
         if topic is None:
             return None
         rows: dict[int, tuple[float, ...]] = {}
@@ -196,8 +196,11 @@ class BagRecording:
         holds = ", ".join(sorted(set(self._types.values()))) or "no messages at all"
         raise RecordingError(f"{self.path} holds {holds}, expected {EVENT_PACKET_TYPE}")
 
-    def _companion(self, type_name: str, part: str) -> str | None:
-        """The topic of this type that stands nearest to the events' topic; None if none does."""
+    def companion(self, type_name: str, part: str = "") -> str | None:
+        """The topic of this type and part of a name that is nearest to the events' topic, or None.
+
+        Nearest is the one that shares most of its path.
+        """
 
         def shared(topic: str) -> int:
             pairs = zip(topic.split("/"), self.topic.split("/"), strict=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import heapq
 import importlib
-import posixpath
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -305,7 +304,7 @@ def recorded_messages(recording: Recording, events_topic: str) -> Iterator[Messa
 def first_camera_info(recording: Recording) -> Message | None:
     """The calibration, to be published before everything else; None if there is none."""
     if isinstance(recording, BagRecording):
-        topic = _beside(recording, CAMERA_INFO_TYPE)
+        topic = recording.companion(CAMERA_INFO_TYPE)
         for raw in recording.raw_messages([topic] if topic else []):
             return Message(raw.bag_time_ns, CAMERA_INFO_TOPIC, CAMERA_INFO_TYPE, bytes(raw.data))
         return None
@@ -323,21 +322,11 @@ def _current_type(type_name: str) -> str:
 def _targets(recording: BagRecording, events_topic: str) -> dict[str, str]:
     """Where the events go, and the calibration and ground truth that belong to them."""
     targets = {recording.topic: events_topic}
-    info = _beside(recording, CAMERA_INFO_TYPE)
-    truth = _beside(recording, TWIST_TYPE, "ground_truth")
+    info = recording.companion(CAMERA_INFO_TYPE)
+    truth = recording.companion(TWIST_TYPE, "ground_truth")
     targets |= {info: CAMERA_INFO_TOPIC} if info else {}
     targets |= {truth: GROUND_TRUTH_TOPIC} if truth else {}
     return targets
-
-
-def _beside(recording: BagRecording, type_name: str, part: str = "") -> str | None:
-    """The topic of this type that stands nearest to the events' topic; None if there is none."""
-    found = [t for t, kind in recording.topics.items() if kind == type_name and part in t]
-
-    def shared(topic: str) -> int:
-        return len(posixpath.commonpath([f"/{topic}", f"/{recording.topic}"]))
-
-    return max(found, key=shared, default=None)
 
 
 def _encoded_messages(recording: Recording, events_topic: str) -> Iterator[Message]:
