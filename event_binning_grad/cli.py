@@ -69,15 +69,29 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "replay", help="publish a recording over ROS in real time (needs ROS 2)"
     )
-    command.add_argument("recording", type=Path, metavar="BAG")
-    command.add_argument("--rate", type=float, default=1.0, help="speed (default: %(default)s)")
-    command.add_argument("--loop", action="store_true", help="begin again at the end")
-    command.add_argument("--clock", action="store_true", help="publish /clock (for use_sim_time)")
-    command.add_argument(
+    add_replay_arguments(command)
+    command.set_defaults(run=_replay)
+
+
+def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a replay, for this command line and for the ROS executable."""
+    parser.add_argument("recording", type=Path, metavar="BAG")
+    parser.add_argument("--rate", type=float, default=1.0, help="speed (default: %(default)s)")
+    parser.add_argument("--loop", action="store_true", help="begin again at the end")
+    parser.add_argument("--clock", action="store_true", help="publish /clock (for use_sim_time)")
+    parser.add_argument(
         "--wait", type=float, default=0.0, metavar="S",
         help="wait for a subscriber to the events, at most this long, s (default: %(default)s)",
     )  # fmt: skip
-    command.set_defaults(run=_replay)
+    parser.add_argument("--quiet", action="store_true", help="no line of progress")
+    parser.add_argument(
+        "--events-topic",
+        metavar="TOPIC",
+        help="where the events go (default: /event_camera/events)",
+    )
+    parser.add_argument(
+        "--publish-log", type=Path, metavar="CSV", help="a row a packet: seq, times"
+    )
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -131,14 +145,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     require_ros()
-    from event_binning_grad.ros.replay import ReplayConfig, replay
+    from event_binning_grad.ros.replay import replay, replay_config
 
-    replay(
-        options.recording,
-        ReplayConfig(
-            rate=options.rate, loop=options.loop, clock=options.clock, wait_s=options.wait
-        ),
-    )
+    replay(options.recording, replay_config(options))
     return 0
 
 

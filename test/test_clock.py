@@ -66,3 +66,10 @@ def test_a_packet_without_its_first_events_counts_only_as_long_as_nothing_is_bet
     assert clock.offset_ns == 4_500
     clock.update(9_000, 12_000, provisional=True)  # its first events, at 7 500, were dropped
     assert clock.offset_ns == 4_500
+
+
+def test_reset_forgets_a_provisional_offset_too():
+    clock = StreamClock()
+    clock.update(1_000, 5_000, provisional=True)
+    clock.reset()
+    assert clock.offset_ns == 0

@@ -66,3 +66,4 @@ class StreamClock:
     def reset(self) -> None:
         """Forgets the offset: to be called when the sensor's clock was reset."""
         self._minima.clear()
+        self._provisional_ns = 0

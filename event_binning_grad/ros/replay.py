@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from event_binning_grad.cli import EXIT_BAD_INPUT, require_ros
+from event_binning_grad.cli import EXIT_BAD_INPUT, add_replay_arguments, require_ros
 from event_binning_grad.errors import ConfigError, EventBinningError
 from event_binning_grad.events.bags import EVENTS_TOPIC
 from event_binning_grad.events.recordings import open_recording
@@ -98,6 +98,19 @@ def replay(path: Path | str, config: ReplayConfig | None = None) -> ReplayCounte
     return counters
 
 
+def replay_config(options: argparse.Namespace) -> ReplayConfig:
+    """The configuration that the options of `cli.add_replay_arguments` ask for."""
+    return ReplayConfig(
+        rate=options.rate,
+        loop=options.loop,
+        clock=options.clock,
+        wait_s=options.wait,
+        events_topic=options.events_topic or EVENTS_TOPIC,
+        progress=not options.quiet,
+        publish_log=options.publish_log,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a replay as a ROS node; returns the exit code. Bad input is one line."""
     exit_at_once()
@@ -108,18 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from event_binning_grad.ros.start import initialise
 
         leave_to_rclpy()
-        options = _parser().parse_args(initialise(arguments))
-        config = ReplayConfig(
-            rate=options.rate,
-            loop=options.loop,
-            clock=options.clock,
-            wait_s=options.wait,
-            events_topic=options.events_topic,
-            progress=not options.quiet,
-            publish_log=options.publish_log,
-        )
+        parser = argparse.ArgumentParser(prog="replay", description=__doc__)
+        add_replay_arguments(parser)
+        options = parser.parse_args(initialise(arguments))
         try:
-            replay(options.recording, config)
+            replay(options.recording, replay_config(options))
         finally:
             rclpy.try_shutdown()
     except EventBinningError as error:
@@ -129,24 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"replay: {error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_BAD_INPUT
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="replay", description=__doc__)
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--rate", type=float, default=1.0, help="speed (default: %(default)s)")
-    parser.add_argument("--loop", action="store_true", help="begin again at the end")
-    parser.add_argument("--clock", action="store_true", help="publish /clock (for use_sim_time)")
-    parser.add_argument(
-        "--wait", type=float, default=0.0, metavar="S",
-        help="wait for a subscriber to the events, at most this long, s (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="no line of progress")
-    parser.add_argument("--events-topic", default=EVENTS_TOPIC, help="default: %(default)s")
-    parser.add_argument(
-        "--publish-log", type=Path, metavar="CSV", help="a row a packet: seq, times"
-    )
-    return parser
 
 
 if __name__ == "__main__":
