@@ -30,6 +30,8 @@ setup(
         (f"share/{name}/launch", files("launch/*.py")),
     ],
     zip_safe=True,
+    # Without triton: torch's builds for CUDA bring the version that suits them, others have no use
+    # for it but to test the kernels.
     install_requires=[
         "numba",
         "numpy",
@@ -38,12 +40,12 @@ setup(
         "rich",
         "rosbags",
         "scipy",
-        "torch>=2.1",
+        "torch>=2.4",
     ],
     extras_require={
         "cameras": ["dv-processing"],
         "plot": ["matplotlib"],
-        "dev": ["evt3", "hypothesis", "pyright[nodejs]", "pytest", "ruff"],
+        "dev": ["evt3", "hypothesis", "pyright[nodejs]", "pytest", "ruff", "triton"],
     },
     entry_points={
         "console_scripts": [

@@ -65,6 +65,7 @@ assert event_binning_grad.Pipeline(event_binning_grad.PipelineConfig()).counters
 
 def test_package_and_command_line_load_nothing_heavy():
     heavy = {"torch", "numba", "numpy", "scipy", "cv2", "rosbags", "matplotlib", "rich", "evt3"}
+    heavy |= {"triton"}
     assert not imported_after("import event_binning_grad, event_binning_grad.cli") & heavy
     helped = imported_after(
         "from event_binning_grad.cli import main\n"
@@ -78,7 +79,7 @@ def test_package_and_command_line_load_nothing_heavy():
 def test_binning_stands_alone():
     loaded = imported_after("import event_binning_grad.binning")
     assert "torch" in loaded
-    assert not loaded & {"numba", "rosbags", "scipy", "cv2", "matplotlib", "rich", "evt3"}
+    assert not loaded & {"triton", "numba", "rosbags", "scipy", "cv2", "matplotlib", "rich", "evt3"}
     rooms = imported_after(
         "import event_binning_grad.binning\n"
         "sys.modules = {n.removeprefix('event_binning_grad.'): 0 for n in sys.modules"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from event_binning_grad.binning import bin_events
-from event_binning_grad.binning.kernels import kernel_pair
+from event_binning_grad.binning.kernels import bspline, kernel_pair
 from event_binning_grad.binning.reference import sample
 from event_binning_grad.estimation.iwe_grid import IweGrid
 from event_binning_grad.geometry.rotation import left_jacobian_transposed, rotate
@@ -161,8 +161,8 @@ class TorchContrast:
     def _curvature(self, cotangent: Tensor, coords: Tensor, bin_size: float) -> Tensor:
         """[N, 2, 2] second derivatives by kappa''. The raw gradient has none of its own (a hat is
         straight), so it is given the same curvature and differs in the gradient alone."""
-        kappa = kernel_pair("linear", "linear").synthesis
-        first, second = kappa.derivative(), kappa.derivative().derivative()
+        kappa = kernel_pair(bspline(1), bspline(1), precision="float32").synthesis
+        first, second = kappa.derivative, kappa.derivative.derivative
         grid = self._grid.bins(bin_size)
 
         def term(*kernels):

@@ -1,0 +1,49 @@
+"""Which back end does the work: the one place where that is decided."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from event_binning_grad.binning import reference
+
+_TRITON = (3, 4)
+
+MAX_DIMENSIONS = 3
+"""The most dimensions that the compiled back ends have; beyond, the plain torch one works."""
+
+
+def back_end(coords: Tensor) -> ModuleType:
+    """numba on the CPU, Triton on CUDA, plain torch for the rest.
+
+    The rest is more than three dimensions, other devices, CUDA without Triton (3.4 or later), and
+    CUDA under `torch.use_deterministic_algorithms(True)`: Triton's sums run in no fixed order.
+    """
+    if coords.shape[-1] > MAX_DIMENSIONS:
+        return reference
+    # numba and triton are imported when they are first needed, not before.
+    if coords.device.type == "cpu":
+        from event_binning_grad.binning import cpu
+
+        return cpu
+    if coords.device.type == "cuda" and _has_triton():
+        if torch.are_deterministic_algorithms_enabled():
+            return reference
+        from event_binning_grad.binning import cuda
+
+        return cuda
+    return reference
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether Triton is there, and new enough to compile the kernels."""
+    if find_spec("triton") is None:
+        return False
+    major, minor = version("triton").split(".")[:2]
+    return (int(major), int(minor)) >= _TRITON
