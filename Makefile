@@ -14,6 +14,7 @@ STAMPS := .venv/stamps-$(shell pwd | cksum | cut -d ' ' -f 1)
 RUN := .venv/bin/event-binning-grad
 RECORDING ?=
 CALIB ?=
+SECTION ?=
 
 setup: $(STAMPS)/package  ## prepare .venv: pinned packages, event_camera_msgs, this package
 
@@ -28,8 +29,8 @@ lint: setup  ## ruff and pyright
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 
-bench: setup  ## measure throughput and window times on this machine
-	$(RUN) bench
+bench: setup  ## measure speed on this machine; SECTION=operator or egomotion measures one part
+	$(RUN) bench $(SECTION)
 
 clean:  ## remove the environment and everything that was built or written
 	rm -rf .venv build install log out *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_simulate(commands)
     _add_bench(commands)
+    _add_bias(commands)
     return parser
 
 
@@ -131,8 +132,39 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("bench", help="measure throughput and window times here")
+    command.add_argument(
+        "sections", nargs="*", metavar="SECTION", help="operator, egomotion (default: all)"
+    )
+    command.add_argument("--quick", action="store_true", help="measure less, in seconds")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     command.set_defaults(run=_bench)
+
+
+def _add_bias(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "bias", help="compare derivatives through binning with finite differences"
+    )
+    command.add_argument(
+        "recording", type=Path, nargs="?", metavar="RECORDING",
+        help="study this recording besides simulated events",
+    )  # fmt: skip
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the report")
+    command.add_argument("--calib", type=Path, metavar="FILE", help="the recording's calibration")
+    command.add_argument(
+        "--window-events", type=int, default=20_000, metavar="N", help="default: %(default)s"
+    )
+    command.add_argument(
+        "--windows", type=int, default=2, metavar="N", help="of each source (default: %(default)s)"
+    )
+    command.add_argument(
+        "--points", type=int, default=17, metavar="N",
+        help="on each of a window's three lines (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--bin-size", type=float, default=2.0, metavar="PX", help="default: %(default)s"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(run=_bias)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -215,7 +247,37 @@ def _simulate(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from event_binning_grad.evaluation.bench import run_bench
 
-    run_bench(options.json)
+    run_bench(options.json, options.sections, options.quick)
+    return 0
+
+
+def _bias(options: argparse.Namespace) -> int:
+    from importlib.util import find_spec
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from event_binning_grad.evaluation.bias_report import BiasConfig, bias_table, run_bias
+
+    names = ("window_events", "windows", "points", "bin_size", "seed")
+    config = BiasConfig(**{name: getattr(options, name) for name in names})
+    if options.calib and not options.recording:
+        raise ConfigError("--calib without a RECORDING; expected the recording that it is for")
+    camera = load_camera(options.calib, options.recording) if options.calib else None
+    pictures = find_spec("matplotlib") is not None
+    sources = 1 if options.recording is None else 2
+    with Progress(**_on_a_terminal()) as bar:
+        task = bar.add_task("comparing", total=3 * config.windows * sources)
+        studies = run_bias(
+            options.out, options.recording, camera, config,
+            progress=lambda lines: bar.advance(task, lines), pictures=pictures,
+        )  # fmt: skip
+    console = Console()
+    for study in studies:
+        console.print(bias_table(study))
+    print(f"{options.out}: bias.json, bias.csv" + (" and pictures" if pictures else ""))
+    if not pictures:
+        print("no pictures: matplotlib cannot be imported (pip install matplotlib)")
     return 0
 
 

@@ -1,16 +1,19 @@
-"""Benchmarks: what the pipeline takes on this machine, as times and as ratios within one run."""
+"""Benchmarks: what operator and pipeline take on this machine, and ratios within one run."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from event_binning_grad.errors import ConfigError
 from event_binning_grad.estimation import EgomotionEstimate, RotationEstimator
+from event_binning_grad.evaluation.bench_operator import QUICK, Plan, bench_operator
 from event_binning_grad.evaluation.machine import machine
 from event_binning_grad.evaluation.metrics import estimates_error
 from event_binning_grad.events.encoder import packetize
@@ -19,6 +22,9 @@ from event_binning_grad.events.types import EventPacket, Events
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import Pipeline, PipelineConfig, warm_up
 from event_binning_grad.simulate import SimulationConfig, sample_ground_truth, simulate_rotation
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WINDOW_EVENTS = 20_000
 _DURATION_S = 2.0
@@ -40,17 +46,45 @@ class EgomotionFigures:
     rms_deg_s: float | None
 
 
-def run_bench(path: Path | None) -> None:
-    """Measures, prints a table, and writes JSON to `path` if given."""
+def run_bench(path: Path | None, sections: Sequence[str] = (), quick: bool = False) -> None:
+    """Measures, prints tables, and writes JSON to `path` if given.
+
+    Args:
+        path: where the JSON goes.
+        sections: names of SECTIONS; none for all of them.
+        quick: measure less, to see that everything works.
+
+    Raises:
+        ConfigError: no such section.
+    """
     from rich.console import Console
+
+    for name in sections:
+        if name not in SECTIONS:
+            raise ConfigError(f"section {name!r}: expected one of {', '.join(SECTIONS)}, or none")
+    console = Console()
+    here = machine()
+    figures: dict[str, Any] = {"machine": here}
+    for name, section in SECTIONS.items():
+        if not sections or name in sections:
+            figures[name] = section(console, quick)
+    console.print(", ".join(f"{name} {value}" for name, value in here.items() if value))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _operator(console: Console, quick: bool) -> dict[str, Any]:
+    return bench_operator(console, QUICK if quick else Plan())
+
+
+def _egomotion(console: Console, quick: bool) -> list[dict[str, Any]]:
     from rich.table import Table
 
-    console = Console()
     rows: list[EgomotionFigures] = []
-    for width, height in _SENSORS:
+    for width, height in _SENSORS[:1] if quick else _SENSORS:
         console.print(f"egomotion, {width}x{height} ...")
-        rows += bench_egomotion(width, height)
-    here = machine()
+        rows += bench_egomotion(width, height, 1 if quick else _TORCH_WINDOWS)
     table = Table(title=f"egomotion, windows of {WINDOW_EVENTS:,} events, simulated")
     for name in ("sensor", "back end", "windows", "Mev/s", "ms p50", "ms p99", "passes", "deg/s"):
         table.add_column(name, justify="left" if name in ("sensor", "back end") else "right")
@@ -71,14 +105,18 @@ def run_bench(path: Path | None) -> None:
         rate = {row.back_end: row.events_per_second for row in rows if row.sensor == sensor}
         ratio = rate["fused"] / rate["torch"]
         console.print(f"{sensor}: the fused pass is {ratio:.0f} times as fast as plain torch")
-    console.print(", ".join(f"{name} {value}" for name, value in here.items() if value))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"machine": here, "egomotion": [asdict(row) for row in rows]}
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+    return [asdict(row) for row in rows]
 
 
-def bench_egomotion(width: int, height: int) -> list[EgomotionFigures]:
+SECTIONS: dict[str, Callable[[Console, bool], Any]] = {
+    "operator": _operator,
+    "egomotion": _egomotion,
+}
+
+
+def bench_egomotion(
+    width: int, height: int, torch_windows: int = _TORCH_WINDOWS
+) -> list[EgomotionFigures]:
     """Decoding to estimate by the fused pass; the estimator alone by plain torch."""
     simulation = SimulationConfig(duration_s=_DURATION_S, width=width, height=height)
     camera = simulation.camera()
@@ -94,7 +132,10 @@ def bench_egomotion(width: int, height: int) -> list[EgomotionFigures]:
     truth = sample_ground_truth(simulation.motion(), _DURATION_S)
     packets = list(packetize(events, simulation.packet_ms))
     sensor = f"{width}x{height}"
-    return [_fused(sensor, packets, camera, truth), _plain_torch(sensor, events, camera, truth)]
+    return [
+        _fused(sensor, packets, camera, truth),
+        _plain_torch(sensor, events, camera, truth, torch_windows),
+    ]
 
 
 def _fused(
@@ -116,13 +157,13 @@ def _fused(
 
 
 def _plain_torch(
-    sensor: str, events: Events, camera: Camera, truth: GroundTruth
+    sensor: str, events: Events, camera: Camera, truth: GroundTruth, windows: int
 ) -> EgomotionFigures:
     """The same estimator through plain torch operations and the operator, on some windows."""
     estimator = RotationEstimator(camera, fused=False)
     estimator.estimate(events[:WINDOW_EVENTS])
     estimator.reset()
-    count = min(_TORCH_WINDOWS, len(events) // WINDOW_EVENTS)
+    count = min(windows, len(events) // WINDOW_EVENTS)
     began = time.perf_counter()
     estimates = [
         estimator.estimate(events[k * WINDOW_EVENTS : (k + 1) * WINDOW_EVENTS])

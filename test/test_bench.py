@@ -1,0 +1,296 @@
+"""The benchmark: that what it compares computes the same thing, and what it counts and prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from event_binning_grad import bin_events, cli
+from event_binning_grad.evaluation import array_baseline, bench
+from event_binning_grad.evaluation.bench_operator import (
+    PASSES,
+    Case,
+    Plan,
+    Way,
+    bench_operator,
+    bytes_an_event,
+    coordinates,
+    copy_bandwidth,
+)
+
+TINY = Plan(
+    shapes=((20, 30), (4, 20, 30)),
+    events=(1_000, 2_000),
+    main_shape=(20, 30),
+    binnings=("rect", "gaussian"),
+    reconstructions=(None, "linear"),
+    kernel_events=1_000,
+    compared_events=(2_000,),
+    budget_s=0.0,
+)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize(
+    ("shape", "binning"),
+    [
+        ((40,), ("linear",)),
+        ((18, 24), ("rect", "rect")),
+        ((18, 24), ("linear", "linear")),
+        ((5, 12, 9), ("linear", "rect", "rect")),
+        ((5, 12, 9), ("linear", "linear", "linear")),
+    ],
+)
+def test_array_formulation_equals_the_operator(
+    shape: tuple[int, ...], binning: tuple[str, ...], weighted: bool
+):
+    """Forward and every first and second gradient, by name; some events lie outside."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    uniform = torch.rand(400, len(shape), generator=generator, dtype=torch.float64)
+    coords = (uniform * (torch.tensor(shape) + 6) - 3).requires_grad_()
+    weights = normal(400).requires_grad_() if weighted else None
+    cotangent = normal(*shape).requires_grad_()
+    inputs = (coords,) if weights is None else (coords, weights)
+    image = bin_events(coords, weights, shape=shape, binning=binning)
+    gradients = torch.autograd.grad(image, inputs, cotangent, create_graph=True)
+    tangents = [normal(*t.shape) for t in inputs]
+    second = torch.autograd.grad(gradients, (*inputs, cotangent), tangents)
+    names = ["coords", "weights"][: len(inputs)]
+    found = {"image": image, **dict(zip(names, gradients, strict=True))}
+    names = [*(f"{name} twice" for name in names), "cotangent"]
+    found |= dict(zip(names, second, strict=True))
+
+    x, c = coords.detach().numpy(), cotangent.detach().numpy()
+    w = np.ones(400) if weights is None else weights.detach().numpy()
+    by_coords, *by_weights = (t.numpy() for t in tangents)
+    expected: dict[str, Any] = {"image": array_baseline.splat(x, w, shape, binning)}
+    expected["coords"], expected["weights"] = array_baseline.pull_back(c, x, w, binning, weighted)
+    expected["coords twice"], expected["weights twice"], expected["cotangent"] = (
+        array_baseline.pull_back_twice(
+            c, x, w, by_coords, by_weights[0] if weighted else None, binning
+        )
+    )
+    expected = {name: value for name, value in expected.items() if value is not None}
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        assert np.abs(expected[name]).max() > 0, name
+        np.testing.assert_allclose(
+            value.detach().numpy(), expected[name], rtol=1e-12, atol=1e-12, err_msg=name
+        )
+
+
+def test_array_formulation_equals_the_operator_in_float32_as_it_is_timed():
+    coords = coordinates((60, 80), 20_000, "edges")
+    ones = np.ones(20_000, np.float32)
+    for binning in ("rect", "linear"):
+        expected = bin_events(torch.from_numpy(coords), shape=(60, 80), binning=binning)
+        image = array_baseline.splat(coords, ones, (60, 80), (binning, binning))
+        assert image.dtype == np.float32
+        np.testing.assert_allclose(image, expected.numpy(), rtol=2e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("along", ["uniform", "edges"])
+@pytest.mark.parametrize("shape", [(60, 80), (5, 60, 80)])
+def test_events_lie_where_they_are_said_to(shape: tuple[int, ...], along: str):
+    coords = coordinates(shape, 50_000, along)
+    assert coords.shape == (50_000, len(shape))
+    assert coords.dtype == np.float32
+    image = bin_events(torch.from_numpy(coords[:, -2:].copy()), shape=shape[-2:])
+    assert image.sum() >= 0.98 * 50_000  # few of those about a line near the border fall outside
+    brightest, _ = image.flatten().sort(descending=True)
+    in_a_fifth = brightest[: image.numel() // 5].sum() / image.sum()
+    assert in_a_fifth > 0.6 if along == "edges" else in_a_fifth < 0.35
+    if len(shape) == 3:
+        assert (np.diff(coords[:, 0]) >= 0).all() == (along == "edges")
+
+
+def test_bytes_an_event_are_counted_by_hand():
+    # rect with linear: 1 bin an event, 3 x 3 in the gradient; the image of 6 x 4 bins, 4 bytes
+    # each, is shared by 12 events: 8 bytes an event.
+    case = Case((6, 4), 12, ("rect", "rect"), ("linear", "linear"))
+    assert bytes_an_event(case) == {
+        "forward": (8 + 8, 2 * 4),  # y, x, image; one bin read and written
+        "backward": (8 + 8 + 8, 9 * 4),  # y, x, cotangent, gradient; nine bins read
+        "double_backward": (24 + 16, 9 * 4 + 9 * 8),  # and tangents; nine read, nine added to
+    }
+    weighted = Case((6, 4), 12, ("rect", "rect"), ("linear", "linear"), weighted=True)
+    assert bytes_an_event(weighted) == {
+        "forward": (12 + 8, 2 * 4),
+        "backward": (12 + 8 + 12, (9 + 1) * 4),
+        "double_backward": (36 + 16, (9 + 1) * 4 + (9 + 1) * 8),
+    }
+
+
+def test_every_table_is_measured_and_printed(capsys: pytest.CaptureFixture[str]):
+    threads = torch.get_num_threads()
+    report = bench_operator(Console(width=100), TINY)
+    assert torch.get_num_threads() == threads
+    assert json.loads(json.dumps(report)).keys() == report.keys()
+
+    figures = [row for row in report["figures"] if row["device"] == "cpu"]
+    ways = list(report["copy_bandwidth_bytes_per_second"]["cpu"])
+    assert ways == ["1 thread", "2 threads"][:threads]
+    own = {row["back_end"] for row in figures if row["table"] == "size"}
+    assert len(own) == 1
+    cases = {"size": 8, "kernels": 4, "events": 8}
+    for table, count in cases.items():
+        rows = [row for row in figures if row["table"] == table]
+        assert len(rows) == count * len(ways), table
+    compared = {row["back_end"] for row in figures if row["table"] == "back ends"}
+    assert compared == own | {"reference", "arrays"}
+    for row in figures:
+        assert set(row["passes"]) == set(PASSES)
+        for figure in row["passes"].values():
+            assert figure["repetitions"] >= 3
+            assert all(math.isfinite(v) and v > 0 for v in figure.values()), row
+            assert figure["ns_an_event_fastest"] <= figure["ns_an_event"]
+            assert figure["events_per_second"] == pytest.approx(1e9 / figure["ns_an_event"])
+            assert figure["streamed_fraction"] < figure["total_fraction"]
+
+    for ratio in report["ratios"]:
+        by_name = {
+            row["back_end"]: row["passes"]["backward"]["ns_an_event"]
+            for row in figures
+            if (row["table"], row["case"], row["way"]) == ("back ends", ratio["case"], ratio["way"])
+        }
+        expected = by_name[ratio["of"]] / by_name[ratio["to"]]
+        assert ratio["backward"] == pytest.approx(expected)
+    assert {ratio["of"] for ratio in report["ratios"]} == compared - own
+
+    out = capsys.readouterr().out
+    titles = ("rect binning", "linear binning", "kernels, 30x20", "kinds, 30x20", "back ends")
+    for text in (*titles, "4x20x30", "10^3", "gaussian", "edges, weights", "arrays", "GB/s"):
+        assert text in out, text
+    assert "…" not in out  # nothing is cut
+
+
+def test_copy_bandwidth_is_that_of_memory():
+    bandwidth = copy_bandwidth(Way("1 thread", "cpu", 1))
+    assert 1e8 < bandwidth < 1e12
+    assert torch.get_num_threads() >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["operator", "egomotion"]),
+        (["egomotion"], ["egomotion"]),
+        (["egomotion", "operator", "--quick"], ["operator", "egomotion"]),
+    ],
+)
+def test_bench_runs_the_sections_that_are_named(
+    arguments: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    ran: list[tuple[str, bool]] = []
+
+    def section(name: str) -> Any:
+        return lambda console, quick: ran.append((name, quick)) or [name]
+
+    monkeypatch.setattr(bench, "SECTIONS", {name: section(name) for name in bench.SECTIONS})
+    path = tmp_path / "new" / "figures.json"
+    assert cli.main(["bench", *arguments, "--json", str(path)]) == 0
+    assert ran == [(name, "--quick" in arguments) for name in expected]
+    report = json.loads(path.read_text())
+    assert list(report) == ["machine", *expected]
+    assert report["machine"]["cores"] >= 1
+    assert all(report[name] == [name] for name in expected)
+
+
+def test_an_unknown_section_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["bench", "operator", "speed"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "event-binning-grad bench: section 'speed': expected one of operator, egomotion, or none\n"
+    )
+
+
+def test_egomotion_section_keeps_its_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    path = tmp_path / "figures.json"
+    assert cli.main(["bench", "egomotion", "--quick", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["egomotion"]
+    assert [(row["sensor"], row["back_end"]) for row in rows] == [
+        ("240x180", "fused"),
+        ("240x180", "torch"),
+    ]
+    for row in rows:
+        assert row["windows"] >= 1
+        assert row["events_per_second"] > 0
+        assert 0 < row["window_ms_p50"] <= row["window_ms_p99"]
+        assert row["iterations_mean"] >= 1
+    assert rows[0]["rms_deg_s"] < 1.5
+    assert "times as fast as plain torch" in capsys.readouterr().out
+
+
+# Peak memory of one backward pass. Large blocks must come from the system and go back to it, or
+# what earlier passes have freed would hide them.
+_PEAK = """
+import sys
+from pathlib import Path
+import torch
+from event_binning_grad import bin_events
+from event_binning_grad.binning.backend import back_end
+
+binning, reconstruction, events = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def pull_back(events):
+    coords = (torch.rand(events, 2) * 100).requires_grad_()
+    image = bin_events(coords, shape=(100, 100), binning=binning, reconstruction=reconstruction)
+    cotangent = torch.rand_like(image)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status("VmRSS")
+    (gradient,) = torch.autograd.grad(image, coords, cotangent)
+    peak = status("VmHWM")
+    assert gradient.shape == coords.shape and gradient.any()
+    return peak - before
+
+
+pull_back(1000)  # compiles
+print(back_end(torch.zeros(1, 2)).__name__.rpartition(".")[2], pull_back(events))
+"""
+
+
+@pytest.mark.parametrize(
+    ("binning", "reconstruction"),  # 16, 49 taps an event
+    [("linear", "linear"), ("gaussian", "lanczos")],
+)
+def test_backward_allocates_nothing_that_grows_with_taps_times_events(
+    binning: str, reconstruction: str
+):
+    """Beyond its result it takes less than a byte an event, let alone one for each tap."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        pytest.skip(f"the peak of a process's memory cannot be reset here: {error}")
+    events = 2_000_000
+    run = subprocess.run(
+        [sys.executable, "-c", _PEAK, binning, reconstruction, str(events)],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    name, peak = run.stdout.split()
+    assert name == "cpu"
+    result = events * 2 * 4
+    assert result / 2 < int(peak) < result + events
