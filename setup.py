@@ -40,7 +40,7 @@ setup(
         "rich",
         "rosbags",
         "scipy",
-        "torch>=2.4",
+        "torch>=2.5",
     ],
     extras_require={
         "cameras": ["dv-processing"],

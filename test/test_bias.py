@@ -130,10 +130,10 @@ def test_quadratic_loss_of_a_blob():
     def loss(x: np.ndarray) -> np.ndarray:
         return 2 * (1 - np.exp(-(x**2) / (2 * spread))) / math.sqrt(2 * math.pi * spread)
 
-    assert samples.losses[0, 0] == pytest.approx(loss(s), abs=1e-5)
+    assert samples.losses[0, 0] == pytest.approx(loss(s), rel=1e-3, abs=1e-5)
     for n, d in enumerate(steps):
         expected = (loss(s + d) - loss(s - d)) / (2 * d)
-        assert samples.differences[0, 0, n] == pytest.approx(expected, abs=1e-5)
+        assert samples.differences[0, 0, n] == pytest.approx(expected, abs=2e-5)
         assert samples.shifted.shape == samples.differences.shape
     slope = 2 * s / spread * np.exp(-(s**2) / (2 * spread)) / math.sqrt(2 * math.pi * spread)
     found = dict(zip(FEW, samples.derivatives[0], strict=True))

@@ -19,7 +19,7 @@ from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.types import Events
 
-COMMANDS = ("demo", "replay", "evaluate", "simulate", "bench")
+COMMANDS = ("demo", "replay", "evaluate", "simulate", "bias", "bench")
 
 JSON_KEYS = {
     "recording", "events", "windows", "duration_s", "angular_velocity_rms_deg_s",

@@ -169,12 +169,14 @@ def _gathered(
     to_coords = coords.new_empty((batch, 0 if order == _VALUES else events, dimensions))
     to_weights = coords.new_empty((batch, 0 if order == _SLOPES else events))
     x, w = _array(coords), _weights(weights)
+    # The backward pass of images; that of voxel grids has so many taps that it makes no odds.
+    hot = order == _SLOPES and dimensions == 2
     arguments: list[Any] = [
         _array(cotangent.reshape(batch, math.prod(grid.shape))), x, w,
         x if coords_tangent is None else _array(coords_tangent),
         w if weights_tangent is None else _weights(weights_tangent),
         to_coords.numpy(), to_weights.numpy(),
-        *_grid(grid, coords.dtype), *_kernels(kernels, coords.dtype, order == _SLOPES),
+        *_grid(grid, coords.dtype), *_kernels(kernels, coords.dtype, hot),
     ]  # fmt: skip
     total = batch * events
     _run(lambda start, stop: _gather(order, start, stop, *arguments), total, total)
@@ -243,7 +245,6 @@ def _kernels(
     missing = MAX_DIMENSIONS - len(kernels)
     one_bin = number(0), np.empty(0, number), np.ones((3, 1, 1, 1), number)
     tables = [one_bin] * missing + [_table(kernel, number) for kernel in kernels]
-    # Images and voxel grids in the forward and the backward pass are worth it.
     if hot and missing < 2 and dtype == torch.float32 and all(map(_can_unroll, kernels)):
         taps: list[Any] = [(0,)] * missing + [(0,) * kernel.taps for kernel in kernels]
     else:

@@ -33,8 +33,9 @@ from event_binning_grad.errors import ConfigError
 Precision = Literal["float32", "float64"]
 WeightsGradient = Literal["exact", "synthesised"]
 
-# By how much a table may differ from its kernel: in float32 well below the rounding for values and
-# slopes, while second derivatives are good to 2^-18 of the largest; in float64 nothing is to be had.
+# By how much a table may differ from its kernel. In float32 that is well below the rounding of
+# values and slopes, and leaves second derivatives good to 2^-18 of the largest; in float64 it is
+# nothing.
 _TOLERANCE: dict[Precision, float] = {"float32": 2.0**-34, "float64": 2.0**-63}
 
 

@@ -33,7 +33,7 @@ from event_binning_grad.evaluation.bias_windows import (
     simulated_windows,
 )
 from event_binning_grad.evaluation.machine import machine
-from event_binning_grad.evaluation.plots import _figure, _save
+from event_binning_grad.evaluation.plots import new_figure, save_figure
 from event_binning_grad.geometry import Camera
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def plot_lines(study: Study, path: Path) -> Path:
     samples = study.samples[0]
     points, losses = samples.line.at(), len(study.losses)
     step = study.steps.index(PRINTED_STEP)
-    figure, axes = _figure(3, losses, (4.0 * losses, 8.5))
+    figure, axes = new_figure(3, losses, (4.0 * losses, 8.5))
     for k, loss in enumerate(study.losses):
         top = axes[k]
         for b, binning in _drawn_binnings(study):
@@ -294,13 +294,13 @@ def plot_lines(study: Study, path: Path) -> Path:
         top.set_title(f"{loss}, from least to greatest", fontsize=9)
     figure.suptitle(f"window {samples.line.window}, rotation about {samples.line.axis}")
     _finish(axes, losses, "bins of displacement from the motion")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_scatter(study: Study, path: Path) -> Path:
     """Derivatives over finite differences of one bin; each line in units of its own."""
     losses, step = len(study.losses), study.steps.index(PRINTED_STEP)
-    figure, axes = _figure(len(_DRAWN_BINNINGS), losses, (4.0 * losses, 8.0))
+    figure, axes = new_figure(len(_DRAWN_BINNINGS), losses, (4.0 * losses, 8.0))
     for k, loss in enumerate(study.losses):
         for b, binning in _drawn_binnings(study):
             ax = axes[_DRAWN_BINNINGS.index(binning) * losses + k]
@@ -317,13 +317,13 @@ def plot_scatter(study: Study, path: Path) -> Path:
     _finish(axes, losses, f"finite difference of {PRINTED_STEP:g} bin (line's RMS is 1)")
     for ax in axes[::losses]:
         ax.set_ylabel("derivative")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_steps(study: Study, path: Path) -> Path:
     """The relative bias over the finite differences' step."""
     losses = len(study.losses)
-    figure, axes = _figure(len(_DRAWN_BINNINGS), losses, (4.0 * losses, 8.0))
+    figure, axes = new_figure(len(_DRAWN_BINNINGS), losses, (4.0 * losses, 8.0))
     curves: dict[tuple[str, str, str], list[float]] = {}
     for row in study.rows():
         bias = math.nan if row.relative_bias is None else row.relative_bias
@@ -339,7 +339,7 @@ def plot_steps(study: Study, path: Path) -> Path:
     _finish(axes, losses, "step of the finite difference (bins)")
     for ax in axes[::losses]:
         ax.set_ylabel("relative bias (%)")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _drawn_binnings(study: Study) -> list[tuple[int, str]]:

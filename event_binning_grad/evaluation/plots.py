@@ -44,7 +44,7 @@ def plot_angular_velocity(
     truth: GroundTruth | None,
 ) -> Path:
     """Curves of the angular velocity [M, 3] rad/s over time, with the truth where it is known."""
-    figure, axes = _figure(3, 1, (9.0, 5.5))
+    figure, axes = new_figure(3, 1, (9.0, 5.5))
     t_ns = np.asarray(stamps_ns, np.int64)
     start_ns = int(t_ns[0]) if len(t_ns) else 0
     seconds = (t_ns - start_ns) * 1e-9
@@ -61,14 +61,14 @@ def plot_angular_velocity(
     labels = "estimated (dots)" + (", truth (line)" if truth is not None else "")
     axes[0].set_title(f"Angular velocity of the camera: {labels}")
     axes[-1].set_xlabel("time (s)")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_event_images(
     path: Path, raw: npt.NDArray[np.float32], compensated: npt.NDArray[np.float32]
 ) -> Path:
     """The events of a window as they came, beside the same events motion-compensated."""
-    figure, axes = _figure(1, 2, (9.0, 3.7))
+    figure, axes = new_figure(1, 2, (9.0, 3.7))
     top = float(np.percentile(compensated[compensated > 0], 98)) if compensated.any() else 1.0
     titles = ("events of one window", "the same events, motion-compensated")
     for ax, image, title in zip(axes, (raw, compensated), titles, strict=True):
@@ -76,7 +76,7 @@ def plot_event_images(
         ax.set_title(title)
         ax.set_xticks([])
         ax.set_yticks([])
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def require_matplotlib() -> None:
@@ -87,7 +87,7 @@ def require_matplotlib() -> None:
         raise ConfigError("matplotlib cannot be imported; pictures need it: pip install matplotlib")
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]):
+def new_figure(rows: int, columns: int, size: tuple[float, float]):
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -98,7 +98,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]):
     return figure, axes
 
 
-def _save(figure, path: Path) -> Path:
+def save_figure(figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
