@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
+import torch
 
 from event_binning_grad.events.types import Events
 from event_binning_grad.geometry import Camera
@@ -24,6 +25,12 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no sample recordings in {path}")
     return path
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """torch's random numbers, the same ones for every test."""
+    return torch.Generator().manual_seed(11)
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +93,19 @@ def numba_threads() -> Callable[[int], object]:
     if numba.config.NUMBA_NUM_THREADS < 2:  # type: ignore[attr-defined]
         pytest.skip("one core: numba has no second thread to compare with")
     return _numba_threads
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def torch_threads() -> Callable[[int], AbstractContextManager[None]]:
+    """`with torch_threads(1):` runs torch, and the binning of events, on that many threads."""
+    return _torch_threads

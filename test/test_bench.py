@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,22 @@ from torch import Tensor
 
 from event_binning_grad import bin_events, cli
 from event_binning_grad.evaluation import array_baseline, bench
+from event_binning_grad.evaluation import bench_operator as measuring
 from event_binning_grad.evaluation.bench_operator import (
     PASSES,
     Case,
+    DeviceFigures,
+    OperatorFigures,
     Plan,
     Way,
-    bench_operator,
     bytes_an_event,
     coordinates,
     copy_bandwidth,
+    pass_figures,
+    ratios,
+    ways,
 )
+from event_binning_grad.evaluation.bench_operator_report import bench_operator, print_tables
 
 TINY = Plan(
     shapes=((20, 30), (4, 20, 30)),
@@ -39,6 +46,15 @@ TINY = Plan(
     compared_events=(2_000,),
     budget_s=0.0,
 )
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """torch has two threads, however many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
@@ -136,21 +152,23 @@ def test_bytes_an_event_are_counted_by_hand():
     }
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_every_table_is_measured_and_printed(capsys: pytest.CaptureFixture[str]):
-    threads = torch.get_num_threads()
     report = bench_operator(Console(width=100), TINY)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
     assert json.loads(json.dumps(report)).keys() == report.keys()
 
     figures = [row for row in report["figures"] if row["device"] == "cpu"]
-    ways = list(report["copy_bandwidth_bytes_per_second"]["cpu"])
-    assert ways == ["1 thread", "2 threads"][:threads]
+    bandwidth = report["copy_bandwidth_bytes_per_second"]["cpu"]
+    assert list(bandwidth) == ["1 thread", "2 threads"]
+    assert all(math.isfinite(value) and value > 0 for value in bandwidth.values())
+    assert {row["way"] for row in figures} == set(bandwidth)
     own = {row["back_end"] for row in figures if row["table"] == "size"}
     assert len(own) == 1
     cases = {"size": 8, "kernels": 4, "events": 8}
     for table, count in cases.items():
         rows = [row for row in figures if row["table"] == table]
-        assert len(rows) == count * len(ways), table
+        assert len(rows) == count * len(bandwidth), table
     compared = {row["back_end"] for row in figures if row["table"] == "back ends"}
     assert compared == own | {"reference", "arrays"}
     for row in figures:
@@ -162,6 +180,7 @@ def test_every_table_is_measured_and_printed(capsys: pytest.CaptureFixture[str])
             assert figure["events_per_second"] == pytest.approx(1e9 / figure["ns_an_event"])
             assert figure["streamed_fraction"] < figure["total_fraction"]
 
+    assert {ratio["way"] for ratio in report["ratios"]} == set(bandwidth)
     for ratio in report["ratios"]:
         by_name = {
             row["back_end"]: row["passes"]["backward"]["ns_an_event"]
@@ -173,16 +192,82 @@ def test_every_table_is_measured_and_printed(capsys: pytest.CaptureFixture[str])
     assert {ratio["of"] for ratio in report["ratios"]} == compared - own
 
     out = capsys.readouterr().out
-    titles = ("rect binning", "linear binning", "kernels, 30x20", "kinds, 30x20", "back ends")
+    (name,) = own
+    titles = (
+        "rect binning", "linear binning", "kernels, 30x20", "kinds, 30x20",
+        "back ends, linear", f"back ends: time divided by that of {name}",
+    )  # fmt: skip
     for text in (*titles, "4x20x30", "10^3", "gaussian", "edges, weights", "arrays", "GB/s"):
         assert text in out, text
     assert "…" not in out  # nothing is cut
 
 
-def test_copy_bandwidth_is_that_of_memory():
-    bandwidth = copy_bandwidth(Way("1 thread", "cpu", 1))
-    assert 1e8 < bandwidth < 1e12
-    assert torch.get_num_threads() >= 1
+@pytest.mark.usefixtures("two_threads")
+def test_copy_bandwidth_counts_what_is_read_and_written(monkeypatch: pytest.MonkeyPatch):
+    """By the way's threads, which are put back, and by the fastest copy."""
+    found: list[int] = []
+
+    def repeated(run: Any, wait: Any, budget_s: float) -> list[float]:
+        found.append(torch.get_num_threads())
+        return [2.0, 0.5, 1.0]
+
+    monkeypatch.setattr(measuring, "_COPY_BYTES", 1 << 12)
+    monkeypatch.setattr(measuring, "_repeated", repeated)
+    assert copy_bandwidth(Way("1 thread", "cpu", 1)) == 2 * (1 << 12) / 0.5
+    assert found == [1]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_cpu_runs_by_one_thread_and_by_those_that_torch_has():
+    for threads, names in ((1, ["1 thread"]), (2, ["1 thread", "2 threads"]),
+                           (5, ["1 thread", "5 threads"])):  # fmt: skip
+        torch.set_num_threads(threads)
+        assert [way.name for way in ways("cpu")] == names
+        assert ways("cpu")[-1].threads == threads
+
+
+def test_a_pass_that_seems_to_take_no_time_has_no_figures():
+    """As a difference of two CUDA graphs' times can."""
+    assert pass_figures([-3e-6, -1e-6, 2e-6], 10, 8.0, 4.0, 1e9) is None
+    assert pass_figures([0.0, 0.0, 1e-6], 10, 8.0, 4.0, 1e9) is None
+    found = pass_figures([-1e-6, 2e-6, 3e-6], 10, 8.0, 4.0, 1e9)
+    assert found is not None
+    assert found.ns_an_event == pytest.approx(200)
+    assert found.ns_an_event_fastest is None
+    assert found.events_per_second == pytest.approx(5e6)
+    assert found.streamed_fraction == pytest.approx(8 / 200)
+    assert found.total_fraction == pytest.approx(12 / 200)
+
+
+def test_ratios_say_how_many_times_as_long_and_a_missing_pass_is_a_dash(
+    capsys: pytest.CaptureFixture[str],
+):
+    case = Case((20, 30), 1_000, ("rect", "rect"), ("linear", "linear"))
+
+    def row(table: str, name: str, *ns: float) -> OperatorFigures:
+        each = (pass_figures([1e-6 * t], 1_000, 8.0, 4.0, 1e10) for t in ns)
+        return OperatorFigures(
+            table, "cpu", name, "1 thread", case, dict(zip(PASSES, each, strict=True))
+        )
+
+    rows = [
+        *(row(table, "cpu", 10.0, 0.0, 20.0) for table in ("size", "kernels", "events")),
+        row("back ends", "cpu", 10.0, 0.0, 20.0),
+        row("back ends", "reference", 35.0, 40.0, 10.0),
+    ]
+    (ratio,) = ratios(rows)
+    assert (ratio.of, ratio.to, ratio.way, ratio.case) == ("reference", "cpu", "1 thread", case)
+    assert ratio.forward == pytest.approx(3.5)
+    assert ratio.backward is None
+    assert ratio.double_backward == pytest.approx(0.5)
+
+    console = Console(width=100)
+    print_tables(console, DeviceFigures("cpu", {"1 thread": 1e10}, rows, [ratio]))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["30x20", "10^3", "10.0", "-", "20.0", "18/54", "12.0/-"] in lines
+    assert ["rect", "10^3", "cpu", "10.0", "-", "20.0"] in lines
+    assert ["rect", "10^3", "reference", "3.5", "-", "0.5"] in lines
 
 
 @pytest.mark.parametrize(

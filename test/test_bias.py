@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from event_binning_grad import bin_events, cli
 from event_binning_grad.binning.kernels import Kernel, kernel, synthesis
 from event_binning_grad.binning.reference import Grid
+from event_binning_grad.errors import ConfigError
 from event_binning_grad.evaluation import bias_report
 from event_binning_grad.evaluation.bias import (
     BINNINGS,
@@ -35,10 +37,20 @@ from event_binning_grad.evaluation.bias import (
     straight_through,
 )
 from event_binning_grad.evaluation.bias_windows import rotation_lines, simulated_windows
+from event_binning_grad.simulate import SimulationConfig, write_simulation
 
 RAW_RECT, RAW_LINEAR = Estimator("raw", "rect", None), Estimator("raw", "linear", None)
 RECT, LINEAR = Estimator("linear", "rect", "linear"), Estimator("linear", "linear", "linear")
 FEW = (RAW_RECT, RECT, RAW_LINEAR, LINEAR)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The problems are small: threads would only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------------------------- losses
@@ -168,6 +180,25 @@ def test_one_event_moved_by_a_bin_is_straight_through(dimensions: int):
     samples = sample_line(line, (surrogate,), {"squares": lambda h: (h**2).sum()}, (1.0,))
     assert np.abs(samples.differences).max() > 0
     assert samples.derivatives[0, 0] == pytest.approx(samples.differences[0, 0, 0], abs=1e-9)
+
+
+def test_differences_are_divided_by_the_step_that_was_taken():
+    """On a loss that is linear in s every step gives the slope, whatever number it is."""
+    coords = torch.tensor(np.random.default_rng(6).uniform(12, 18, (60, 1)))
+    line = Line("linear", "x", lambda s: coords + s, Grid((32,), (0.0,), (1.0,)), -1.03, 9)
+    steps = (0.33, 0.01, 1 / 3, math.pi)
+    moment = {"moment": lambda h: (h * torch.arange(32)).sum()}
+    samples = sample_line(line, (RAW_LINEAR,), moment, steps)
+    assert samples.derivatives == pytest.approx(60)
+    for differences in (samples.differences, samples.shifted):
+        assert differences.shape == (1, 1, len(steps), 9)
+        assert differences == pytest.approx(60, rel=1e-6)
+
+
+def test_a_step_that_rounding_would_spoil_is_refused():
+    for step in (0.0, -1.0, 1e-9, math.nan):
+        with pytest.raises(ConfigError, match=r"step of .* bin; expected 0\.001 or more"):
+            sample_line(blob_line(), FEW, {"distance": distance}, (1.0, step))
 
 
 def test_straight_through_differentiates_by_the_bin_index():
@@ -337,6 +368,29 @@ def test_command_on_simulated_events(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert pictures == {f"simulated_{name}.png" for name in ("lines", "scatter", "steps")}
 
 
+@pytest.mark.usefixtures("few")
+def test_a_recording_called_simulated_is_told_from_the_simulation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_simulation(Path("simulated"), SimulationConfig(duration_s=0.2, width=240, height=180))
+    code, text, err = run(capsys, "simulated", "--out", "out", *TINY, "--window-events", 5000)
+    assert (code, err) == (0, "")
+    assert [line.partition(":")[0].strip() for line in text.splitlines() if "deriv" in line] == [
+        "simulated", "recorded simulated",
+    ]  # fmt: skip
+    sources = ["simulated", str(tmp_path / "simulated")]
+    studies = json.loads(Path("out/bias.json").read_text())["studies"]
+    assert [study["source"] for study in studies] == sources
+    with Path("out/bias.csv").open() as file:
+        assert {row["source"] for row in csv.DictReader(file)} == set(sources)
+    assert {path.name for path in Path("out").glob("*.png")} == {
+        f"{kind}_{name}.png"
+        for kind in ("simulated", "recorded")
+        for name in ("lines", "scatter", "steps")
+    }
+
+
 def test_same_seed_same_windows():
     windows = [next(simulated_windows(1, 1000, seed)[1]) for seed in (5, 5, 6)]
     same, again, other = (window.bearings for window in windows)
@@ -363,7 +417,7 @@ def test_command_on_a_real_recording(
     arguments = ("--windows", 1, "--points", 7, "--window-events", 5_000)
     code, text, err = run(capsys, recording, "--out", tmp_path, *arguments)
     assert (code, err) == (0, "")
-    assert "ecd_shapes_rotation: derivatives against" in text
+    assert "recorded ecd_shapes_rotation: derivatives against" in text
     studies = json.loads((tmp_path / "bias.json").read_text())["studies"]
     assert [study["source"] for study in studies] == ["simulated", str(recording)]
     assert (tmp_path / "recorded_steps.png").is_file()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import product
@@ -531,12 +533,20 @@ GOOD = torch.zeros(4, 2)
         ({"coords": torch.zeros(())}, ValueError, r"coords have shape \(\); expected \["),
         ({"coords": torch.zeros(4, 0)}, ValueError, "D >= 1"),
         ({"weights": torch.ones(4, dtype=F64)}, TypeError, "weights are torch.float64"),
+        ({"weights": 1.0}, TypeError, "weights are a float; expected a torch tensor or None"),
+        (
+            {"weights": torch.ones(4, device="meta")},
+            ValueError,
+            "weights are on meta; expected cpu as coords are",
+        ),
         ({"weights": torch.ones(4).half()}, TypeError, "weights are torch.float16"),
         ({"weights": torch.ones(3)}, ValueError, r"weights have shape \(3,\); expected \(4,\)"),
         ({"weights": torch.ones(4, 1)}, ValueError, r"weights have shape \(4, 1\)"),
         ({"shape": (3,)}, ValueError, r"shape is \(3,\); expected 2 positive"),
         ({"shape": (3, 0)}, ValueError, "expected 2 positive"),
         ({"shape": (3, -2)}, ValueError, "expected 2 positive"),
+        ({"shape": (3, math.inf)}, ValueError, "expected 2 positive"),
+        ({"shape": 3}, ValueError, r"shape is \(3,\); expected 2 positive"),
         ({"shape": (3, 2.5)}, ValueError, r"shape is \(3, 2.5\); expected 2 positive"),
         ({"bin_size": 0.0}, ValueError, "bin_size is 0.0; expected positive"),
         ({"bin_size": (1.0, -1.0)}, ValueError, "expected positive"),
@@ -544,6 +554,11 @@ GOOD = torch.zeros(4, 2)
         ({"bin_size": (1.0, 1.0, 1.0)}, ValueError, "or 2 of them"),
         ({"origin": (0.0, 0.0, 0.0)}, ValueError, "origin is"),
         ({"origin": "left"}, ValueError, "origin is left"),
+        (
+            {"origin": torch.zeros(2, requires_grad=True)},
+            TypeError,
+            "origin requires a gradient, and has none: move the coords",
+        ),
         ({"origin": math.inf}, ValueError, "origin is inf"),
         ({"binning": "gauss"}, ConfigError, "kernel 'gauss': expected one of gaussian, lanczos"),
         ({"binning": "rect;linear"}, ConfigError, "kernel 'rect;linear': expected one of"),
@@ -551,6 +566,7 @@ GOOD = torch.zeros(4, 2)
         ({"reconstruction": "hat"}, ConfigError, "kernel 'hat': expected one of gaussian"),
         ({"reconstruction": (None, "hat")}, ConfigError, "kernel 'hat'"),
         ({"reconstruction": (None,)}, ValueError, "reconstruction is .*; expected one, or 2"),
+        ({"binning": [["rect"], "rect"]}, TypeError, "binning is .*; expected kernels or their"),
         ({"binning": None}, ConfigError, "kernel None: expected one of"),
         (
             {"weights_gradient": "raw"},
@@ -568,6 +584,33 @@ def test_bad_arguments_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
     if error is ConfigError:
         assert isinstance(caught.value, EventBinningError)
+
+
+def test_a_threads_failure_is_raised_and_waits_for_the_others(torch_threads):
+    done = []
+
+    def work(start: int, stop: int) -> None:
+        if start == 0:
+            raise MemoryError("too little")
+        time.sleep(0.05)
+        done.append(start)
+
+    with torch_threads(3), pytest.raises(MemoryError, match="too little"):
+        cpu._run(work, 3, 10**6)
+    assert sorted(done) == [1, 2]
+
+
+def test_the_work_is_done_where_no_more_threads_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, torch_threads
+):
+    """As in a thread that still runs while the interpreter ends."""
+    ended = ThreadPoolExecutor(1)
+    ended.shutdown()
+    monkeypatch.setattr(cpu, "_pool", lambda: ended)
+    shares: list[tuple[int, int]] = []
+    with torch_threads(3):
+        cpu._run(lambda start, stop: shares.append((start, stop)), 9, 10**6)
+    assert shares == [(0, 3), (3, 6), (6, 9)]
 
 
 def test_origin_and_bin_size_may_be_arrays():

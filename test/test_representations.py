@@ -154,6 +154,18 @@ def test_rect_voxel_grid_holds_its_start_and_not_its_end(
     assert grid.flatten().tolist() == [1, 0, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_rect_voxel_grid_drops_an_event_at_its_very_end(rng: torch.Generator, dtype: torch.dtype):
+    for end in torch.rand(100, generator=rng, dtype=dtype):
+        times = torch.stack((torch.zeros_like(end), end))
+        for bins in (1, 3, 7, 10, 31):
+            grid = voxel_grid(
+                torch.zeros(2, 2, dtype=dtype), times, bins=bins, size=(1, 1),
+                span=(0.0, end.item()), time_binning="rect",
+            )  # fmt: skip
+            assert grid.flatten().tolist() == [1, *[0] * (bins - 1)]
+
+
 @pytest.mark.parametrize("binning", ["linear", "rect"])
 def test_average_timestamp_agrees_with_loops(rng: torch.Generator, binning: str):
     coords, times = events(rng, 2, 25), uniform(rng, 2, 25)
@@ -185,7 +197,7 @@ def test_prior_count_is_so_many_events_at_time_zero():
     assert image.tolist() == [[8 / 5, 0]]
 
 
-def test_exponential_time_surface_by_weights():
+def test_time_surface_summed_over_the_events_by_weights():
     coords, times = torch.zeros(2, 2, dtype=F64), torch.tensor([-0.02, -0.01], dtype=F64)
     times.requires_grad_()
     surface = image_of_warped_events(coords, size=(1, 1), weights=(times / 0.01).exp())
@@ -393,14 +405,15 @@ GRID: dict[str, Any] = {"bins": 3, "size": SIZE, "span": (0.0, 1.0)}
     ("call", "kind", "words"),
     [
         (lambda: image_of_warped_events(X[:, :1], size=SIZE), ValueError, r"\[..., N, 2\], \(y, x"),
-        (lambda: image_of_warped_events(X, size=(5,)), ValueError, "2 positive numbers of bins"),
+        (lambda: image_of_warped_events(X, size=(5,)), ValueError, r"size is \(5,\); expected"),
+        (lambda: polarity_image(X, T, size=5), ValueError, r"size is 5; expected \(H, W\)"),  # type: ignore[arg-type]
         (lambda: image_of_warped_events(X.half(), size=SIZE), TypeError, "float16"),
         (lambda: image_of_warped_events(X, size=SIZE, binning="box"), ValueError, "'box'"),
         (lambda: polarity_image(X, torch.ones(3), size=SIZE), ValueError, "polarity have shape"),
         (
             lambda: polarity_image(X, T, size=SIZE, binning=("rect",) * 3),
             ValueError,
-            r"binning is .*2 of them \(y, x\)",
+            "binning is .*expected one, or 2 of them",
         ),
         (lambda: voxel_grid(X, T.long(), **GRID), TypeError, "times are torch.int64; expected"),
         (lambda: voxel_grid(X, T[1:], **GRID), ValueError, r"times have shape \(3,\); expected"),

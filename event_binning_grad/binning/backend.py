@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
-from importlib.metadata import version
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -43,7 +42,10 @@ def back_end(coords: Tensor) -> ModuleType:
 @cache
 def _has_triton() -> bool:
     """Whether Triton is there, and new enough to compile the kernels."""
-    if find_spec("triton") is None:
+    try:
+        import triton
+    except ImportError:
         return False
-    major, minor = version("triton").split(".")[:2]
-    return (int(major), int(minor)) >= _TRITON
+    # Its own word: the distribution goes by several names.
+    found = re.match(r"(\d+)\.(\d+)", triton.__version__)
+    return found is not None and (int(found[1]), int(found[2])) >= _TRITON

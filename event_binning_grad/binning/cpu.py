@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -187,12 +188,20 @@ def _run(work: Callable[[int, int], None], jobs: int, events: int) -> None:
     """Does the jobs from 0 on, shared among torch's number of threads where that pays."""
     threads = max(1, min(torch.get_num_threads(), jobs, events // _EVENTS_A_THREAD))
     cuts = [jobs * t // threads for t in range(threads + 1)]
-    others = [_pool().submit(work, cuts[t], cuts[t + 1]) for t in range(1, threads)]
+    others: list[Future[None]] = []
+    try:
+        for start, stop in pairwise(cuts[1:]):
+            others.append(_pool().submit(work, start, stop))
+    except RuntimeError:
+        pass  # the interpreter is about to end and starts no more work on threads: do it all here
     try:
         work(cuts[0], cuts[1])
+        for start, stop in pairwise(cuts[1 + len(others) :]):
+            work(start, stop)
     finally:
-        for other in others:
-            other.result()
+        wait(others)  # they write to arrays that may be gone after this
+    for other in others:
+        other.result()
 
 
 @lru_cache
@@ -201,7 +210,8 @@ def _pool() -> ThreadPoolExecutor:
 
 
 # A forked process has none of its parent's threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -14,6 +14,7 @@ convolution, and every back end evaluates the same tables.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,10 +34,9 @@ from event_binning_grad.errors import ConfigError
 Precision = Literal["float32", "float64"]
 WeightsGradient = Literal["exact", "synthesised"]
 
-# By how much a table may differ from its kernel. In float32 that is well below the rounding of
-# values and slopes, and leaves second derivatives good to 2^-18 of the largest; in float64 it is
-# nothing.
-_TOLERANCE: dict[Precision, float] = {"float32": 2.0**-34, "float64": 2.0**-63}
+# By how much a table may differ from its kernel, in value, first and second derivative, relative to
+# the largest of each: well below the rounding of its type.
+_TOLERANCE: dict[Precision, float] = {"float32": 2.0**-26, "float64": 2.0**-54}
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,14 +119,15 @@ def bspline(order: int) -> Kernel:
     """
     if order not in range(len(_BSPLINES)):
         raise ConfigError(f"B-spline of order {order}: expected 0 to {len(_BSPLINES) - 1}")
-    return KERNELS[_BSPLINES[order]]
+    return KERNELS[_BSPLINES[int(order)]]
 
 
 def gaussian(sigma: float = 0.5, truncate: float = 3.0) -> Kernel:
     """The normal density of standard deviation sigma, in bins, cut off at truncate * sigma.
 
     It is not scaled up for what is cut off: an event adds erf(truncate / sqrt(2)) to the image in
-    the mean over its positions, 0.9973 by default.
+    the mean over its positions, 0.9973 by default. Kernels are kept for good: do not make a new one
+    at every step.
 
     Raises:
         ConfigError: a parameter that is not positive, or a support of more than 64 bins.
@@ -162,14 +163,14 @@ def lanczos(lobes: int = 2) -> Kernel:
     """
     if lobes not in range(1, 9):
         raise ConfigError(f"lanczos with {lobes} lobes: expected a whole number from 1 to 8")
-    name = f"lanczos(lobes={lobes})"
+    name = f"lanczos(lobes={int(lobes)})"
 
     def window(u: np.ndarray) -> np.ndarray:
         return np.sinc(u) * np.sinc(u / lobes)
 
     if name in KERNELS:
         return KERNELS[name]
-    shape = fitted(window, range(-lobes, lobes + 1))
+    shape = fitted(window, range(-int(lobes), int(lobes) + 1))
     return _registered(name, shape.scaled(1 / shape.integral()))
 
 
@@ -179,21 +180,27 @@ def register_kernel(
     """Makes a kernel of a function, for use by name or as it is, in either role.
 
     Args:
-        name: not yet taken, and without ";" and "|".
+        name: without ";" and "|", and not that of another kernel.
         function: k(u), u float64 [n] in bins from the kernel's centre, within the breaks.
         breaks: ascending; from the first to the last is the kernel's support, at most 64 bins, and
             between two of them it is smooth.
 
     Raises:
-        ConfigError: a name that is taken, breaks that do not ascend, or a function that is not
-            smooth and finite between them.
+        ConfigError: a name that is taken by another kernel, breaks that do not ascend, or a
+            function that is not finite and smooth between them, as far as samples of it show.
     """
-    if not name or name in KERNELS or name in _SHORTHANDS or set(name) & set(";|"):
-        raise ConfigError(f"kernel name {name!r}: expected one not taken, without ; and |")
-    span = breaks[-1] - breaks[0] if len(breaks) else 0.0
+    breaks = [float(b) for b in breaks]
+    span = breaks[-1] - breaks[0] if breaks else 0.0
     if 64 < span < math.inf:
         raise ConfigError(f"kernel {name!r} spans {span:g} bins; expected at most 64")
-    return _registered(name, fitted(function, breaks))
+    reserved = not name or name in _SHORTHANDS or _WITH_PARAMETERS.fullmatch(name)
+    shape, known = fitted(function, breaks), KERNELS.get(name)
+    # The same kernel once more, as when a notebook's cell is run again, does no harm.
+    if known and (known.shape.breaks, known.shape.pieces) == (shape.breaks, shape.pieces):
+        return known
+    if known or reserved or set(name) & set(";|"):
+        raise ConfigError(f"kernel name {name!r}: expected one not taken, without ; and |")
+    return _registered(name, shape)
 
 
 def kernel(name: str | Kernel) -> Kernel:
@@ -206,10 +213,15 @@ def kernel(name: str | Kernel) -> Kernel:
         return name
     if name in _SHORTHANDS:
         return _SHORTHANDS[name]()
-    if name not in KERNELS:
-        known = ", ".join(dict.fromkeys((*_SHORTHANDS, *KERNELS)))
-        raise ConfigError(f"kernel {name!r}: expected one of {known}")
-    return KERNELS[name]
+    if name in KERNELS:
+        return KERNELS[name]
+    # As an exported program names it, in a process where it has not been made yet.
+    if made := _WITH_PARAMETERS.fullmatch(str(name)):
+        if made["lobes"]:
+            return lanczos(int(made["lobes"]))
+        return gaussian(float(made["sigma"]), float(made["truncate"]))
+    known = ", ".join(dict.fromkeys((*_SHORTHANDS, *KERNELS)))
+    raise ConfigError(f"kernel {name!r}: expected one of {known}")
 
 
 @lru_cache(maxsize=256)
@@ -248,11 +260,10 @@ def tap_table(shape: PiecewisePolynomial, precision: Precision = "float64") -> T
     starts = sorted({(b - end) % 1 for b in shape.breaks})
     widths = [b - a for a, b in zip(starts, [*starts[1:], Fraction(1)], strict=True)]
     taps = math.ceil(end - shape.breaks[0])
+    bends = shape.derivative().derivative()
+    tolerances = [_TOLERANCE[precision] * f.largest() for f in (shape, shape.derivative(), bends)]
     table = [
-        [
-            economised(shape.expanded_at(start + end - 1 - m), width, _TOLERANCE[precision])
-            for m in range(taps)
-        ]
+        [economised(shape.expanded_at(start + end - 1 - m), width, tolerances) for m in range(taps)]
         for start, width in zip(starts, widths, strict=True)
     ]
     terms = max(len(polynomial) for segment in table for polynomial in segment)
@@ -270,6 +281,12 @@ def tap_table(shape: PiecewisePolynomial, precision: Precision = "float64") -> T
 
 
 KERNELS: dict[str, Kernel] = {}
+
+_NUMBER = r"[\d.e+-]+"
+_WITH_PARAMETERS = re.compile(
+    rf"gaussian\(sigma=(?P<sigma>{_NUMBER}), truncate=(?P<truncate>{_NUMBER})\)"
+    r"|lanczos\(lobes=(?P<lobes>\d+)\)"
+)
 
 
 def _registered(name: str, shape: PiecewisePolynomial) -> Kernel:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from event_binning_grad.binning.autograd import splat
 from event_binning_grad.binning.kernels import (
+    KERNELS,
     Kernel,
     KernelPair,
     Precision,
@@ -40,7 +41,8 @@ def bin_events(
     """Bins events; the forward pass is the ordinary histogram or vote, the gradient is unbiased.
 
     Bin j is centred at origin + j * bin_size for every kernel. What falls outside the bins is
-    dropped, and so are events with NaN or infinite coordinates (their gradients are zero).
+    dropped, and so are events with NaN or infinite coordinates (their gradients are zero, if their
+    weights are finite).
 
         forward   h_j = sum_i w_i k((x_i - centre_j) / bin_size)
         backward  dL/dx_i = w_i / bin_size * sum_j c_j kappa'((x_i - centre_j) / bin_size)
@@ -62,7 +64,7 @@ def bin_events(
         coords: [..., N, D] float32 or float64, any unit. Under autocast also half types, which
             are cast to float32.
         weights: [..., N] of the same type, or None for ones.
-        shape: the number of bins, a D-tuple in the order of the coords' last dimension. An image
+        shape: the numbers of bins, D of them in the order of the coords' last dimension. An image
             [H, W] from coords (y, x) has shape=(H, W).
         binning: "rect" (histogram), "linear" (bilinear vote), "quadratic", "cubic" (B-splines),
             "gaussian", "keys", "lanczos", a registered name or a kernel; or D of them.
@@ -93,15 +95,15 @@ def bin_events(
         )
     grid = _grid(shape, origin, bin_size, dimensions)
     names = (
-        _per_dimension(binning, dimensions, "binning"),
-        _per_dimension(reconstruction, dimensions, "reconstruction"),
+        _kernel_names(binning, dimensions, "binning"),
+        _kernel_names(reconstruction, dimensions, "reconstruction"),
     )
     leading, events = coords.shape[:-2], coords.shape[-2]
     batch = math.prod(leading)
     coords, weights = coords.reshape(batch, events, dimensions), weights.reshape(batch, events)
     # Also whoever records operations by a dispatch mode (make_fx, FakeTensorMode, linearize) must
     # see one: a back end that leaves torch would be recorded as the constant that it returned.
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or _is_recorded():
         from event_binning_grad.binning import compiled  # loads the compiler
 
         how = (grid.shape, grid.origin, grid.bin_size, _listed(*names), weights_gradient)
@@ -141,26 +143,36 @@ def _as_one_type(coords: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor
     if not isinstance(coords, Tensor):
         raise TypeError(f"coords are a {type(coords).__name__}; expected a torch tensor")
     # What a half-precision layer has computed is taken under autocast; positions need more digits.
-    if coords.dtype in _HALF and _autocasting(coords):
+    if coords.dtype in HALF and autocasting(coords):
         coords = coords.float()
-    if weights is not None and weights.dtype in _HALF and _autocasting(coords):
+    if weights is not None and not isinstance(weights, Tensor):
+        raise TypeError(f"weights are a {type(weights).__name__}; expected a torch tensor or None")
+    if weights is not None and weights.dtype in HALF and autocasting(coords):
         weights = weights.to(coords.dtype)
     if coords.dtype not in _PRECISION:
         raise TypeError(f"coords are {coords.dtype}; expected float32 or float64")
     if weights is not None and weights.dtype != coords.dtype:
         raise TypeError(f"weights are {weights.dtype}; expected {coords.dtype} as coords are")
+    if weights is not None and weights.device != coords.device:
+        raise ValueError(f"weights are on {weights.device}; expected {coords.device} as coords are")
     return coords, weights
 
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
-def _autocasting(coords: Tensor) -> bool:
+def autocasting(coords: Tensor) -> bool:
+    """Whether autocast is in force where the coords are."""
     device = coords.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _per_dimension(value: Any, dimensions: int, name: str) -> tuple[Any, ...]:
+def per_dimension(value: Any, dimensions: int, name: str) -> tuple[Any, ...]:
+    """One value for each dimension, from that or from one for all.
+
+    Raises:
+        ValueError: another number of them.
+    """
     # What has no dimension of its own is one for all: also arrays' and tensors' scalars.
     if value is None or isinstance(value, _SINGLE) or getattr(value, "ndim", 1) == 0:
         return (value,) * dimensions
@@ -168,6 +180,13 @@ def _per_dimension(value: Any, dimensions: int, name: str) -> tuple[Any, ...]:
     if len(values) != dimensions:
         raise ValueError(f"{name} is {value}; expected one, or {dimensions} of them")
     return values
+
+
+def _kernel_names(value: Any, dimensions: int, name: str) -> tuple[Any, ...]:
+    names = per_dimension(value, dimensions, name)
+    if not all(k is None or isinstance(k, (str, Kernel)) for k in names):
+        raise TypeError(f"{name} is {value}; expected kernels or their names")
+    return names
 
 
 _SINGLE = (str, Kernel, int, float)
@@ -182,7 +201,17 @@ def _listed(binning: tuple[KernelName, ...], reconstruction: tuple[KernelName | 
 
 
 def _name(kernel: KernelName) -> str:
-    return kernel.name if isinstance(kernel, Kernel) else kernel
+    if not isinstance(kernel, Kernel):
+        return kernel
+    if KERNELS.get(kernel.name) is not kernel:
+        raise ConfigError(f"kernel {kernel.name!r} is unknown by its name: use register_kernel")
+    return kernel.name
+
+
+def _is_recorded() -> bool:
+    # Private to torch: without it, recording by hand is what is lost.
+    count = getattr(torch._C, "_len_torch_dispatch_stack", None)
+    return count is not None and count() > 0
 
 
 def _grid(
@@ -192,8 +221,10 @@ def _grid(
     dimensions: int,
 ) -> Grid:
     def numbers(value: float | Sequence[float], name: str) -> tuple[float, ...]:
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise TypeError(f"{name} requires a gradient, and has none: move the coords instead")
         try:
-            values = tuple(float(v) for v in _per_dimension(value, dimensions, name))
+            values = tuple(float(v) for v in per_dimension(value, dimensions, name))
         except (TypeError, ValueError):
             values = ()
         if not values or not all(abs(v) < math.inf for v in values):
@@ -202,8 +233,8 @@ def _grid(
             )
         return values
 
-    bins = tuple(shape)
-    if len(bins) != dimensions or any(n != int(n) or n < 1 for n in bins):
+    bins = (shape,) if isinstance(shape, int) else tuple(shape)
+    if len(bins) != dimensions or not all(1 <= n < math.inf and n == int(n) for n in bins):
         raise ValueError(f"shape is {bins}; expected {dimensions} positive numbers of bins")
     grid = Grid(
         tuple(int(n) for n in bins), numbers(origin, "origin"), numbers(bin_size, "bin_size")

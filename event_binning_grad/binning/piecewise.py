@@ -65,6 +65,12 @@ class PiecewisePolynomial:
             tuple(tuple(n * c for n, c in enumerate(p))[1:] or (Fraction(0),) for p in self.pieces),
         )
 
+    def largest(self) -> float:
+        """The largest absolute value, as far as 33 samples of every piece show."""
+        along = np.linspace(0, 1 - 1e-12, 33)
+        samples = [float(a) + along * float(b - a) for a, b in pairwise(self.breaks)]
+        return float(np.abs(self(np.array(samples))).max())
+
     def integral(self) -> Fraction:
         """The integral over the whole support."""
         return sum(
@@ -124,7 +130,7 @@ def fitted(
 
     Raises:
         ConfigError: breaks not ascending and finite, or a function that is not finite and smooth
-            between them.
+            between them, as far as samples of it show.
     """
     if len(breaks) < 2 or not np.isfinite(breaks).all() or not (np.diff(breaks) > 0).all():
         raise ConfigError(f"breaks are {breaks}; expected two or more ascending finite numbers")
@@ -132,30 +138,40 @@ def fitted(
     scale = max(
         float(np.abs(_values(function, start, stop)).max()) for start, stop in pairwise(breaks)
     )
-    for start, stop in pairwise(map(Fraction, breaks)):
+    for start, stop in pairwise(Fraction(float(b)) for b in breaks):
         # Cut at whole bins and then in halves, so that the pieces fall on few places of a bin.
         cuts = [start + n for n in range(math.ceil(stop - start))]
         for a, b in pairwise([*cuts, stop]):
             pieces += _fit(function, a, b, scale, _FIT_HALVINGS)
     return PiecewisePolynomial(
-        (*(start for start, _ in pieces), Fraction(breaks[-1])), tuple(p for _, p in pieces)
+        (*(start for start, _ in pieces), Fraction(float(breaks[-1]))), tuple(p for _, p in pieces)
     )
 
 
-def economised(polynomial: Polynomial, width: Fraction, tolerance: float) -> Polynomial:
-    """A polynomial of the least degree that differs by at most the tolerance on [0, width].
+def economised(polynomial: Polynomial, width: Fraction, tolerances: Sequence[float]) -> Polynomial:
+    """A polynomial of less degree that differs little on [0, width].
 
-    By dropping the last terms of its Chebyshev series: T_n is at most 1.
+    By dropping the last terms of its Chebyshev series: on [-1, 1] T_n is at most 1, its derivative
+    n^2, and its second one n^2 (n^2 - 1) / 3.
+
+    Args:
+        polynomial: ascending coefficients.
+        width: of the interval.
+        tolerances: how much the value, the first and the second derivative may change; those that
+            are not given may change by anything.
     """
-    scaled = tuple(c * width**n for n, c in enumerate(polynomial))  # on [0, 1]
-    series = list(scaled)
-    # Peel the highest term off as long as what is dropped in all stays below the tolerance.
-    left = Fraction(tolerance)
+    series = [c * width**n for n, c in enumerate(polynomial)]  # on [0, 1]
+    # Peel the highest term off as long as what is dropped in all stays below the tolerances.
+    left = [Fraction(tolerance) for tolerance in tolerances]
     while len(series) > 1:
         n = len(series) - 1
         highest = series[-1] / _shifted_chebyshev(n)[-1]
-        left -= abs(highest)
-        if left < 0:
+        bounds = (Fraction(1), Fraction(n**2), Fraction(n**2 * (n**2 - 1), 3))
+        left = [
+            tolerance - abs(highest) * bound * (2 / width) ** d
+            for d, (tolerance, bound) in enumerate(zip(left, bounds, strict=False))
+        ]
+        if min(left) < 0:
             break
         series = [
             c - highest * t for c, t in zip(series[:-1], _shifted_chebyshev(n)[:-1], strict=True)
@@ -180,7 +196,9 @@ def _fit(
                 coefficients[m] += Fraction(float(c)) * t
         width = stop - start
         piece = tuple(c / width**n for n, c in enumerate(coefficients))
-        return [(start, economised(piece, width, 1e-17 * scale))]
+        piece = economised(piece, width, (1e-17 * scale,))
+        if _agrees(function, PiecewisePolynomial((start, stop), (piece,)), scale):
+            return [(start, piece)]
     if halvings == 0:
         raise ConfigError(
             f"the kernel is not smooth between {float(start):g} and {float(stop):g}: name every "
@@ -193,8 +211,22 @@ def _fit(
     ]
 
 
+def _agrees(
+    function: Callable[[np.ndarray], np.ndarray], piece: PiecewisePolynomial, scale: float
+) -> bool:
+    """Whether a piece fits between the points that it was fitted to, too, and near its ends."""
+    start, stop = map(float, piece.breaks)
+    u = start + (stop - start) * np.array(
+        [1e-9, 1e-4, 0.004, 0.07, 0.33, 0.61, 0.93, 0.996, 0.9999]
+    )
+    return bool(np.abs(_called(function, u) - piece(u)).max() <= 1e-13 * scale)
+
+
 def _values(function: Callable[[np.ndarray], np.ndarray], start: float, stop: float) -> np.ndarray:
-    u = start + (stop - start) * (_COSINES[1] + 1) / 2
+    return _called(function, start + (stop - start) * (_COSINES[1] + 1) / 2)
+
+
+def _called(function: Callable[[np.ndarray], np.ndarray], u: np.ndarray) -> np.ndarray:
     values = np.asarray(function(u), np.float64)
     if values.shape != u.shape:
         raise ConfigError(

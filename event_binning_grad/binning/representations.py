@@ -13,8 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from event_binning_grad.binning.kernels import Kernel
-from event_binning_grad.binning.operator import KernelName, bin_events
+from event_binning_grad.binning.operator import (
+    HALF,
+    KernelName,
+    autocasting,
+    bin_events,
+    per_dimension,
+)
 
 Kernels = KernelName | Sequence[KernelName]
 """A binning kernel for y and x, or one for each."""
@@ -37,7 +42,8 @@ def image_of_warped_events(
         coords: [..., N, 2] (y, x) in pixels, float32 or float64.
         size: (H, W).
         weights: [..., N], or None for ones. Signs +1 and -1 give the brightness increment image,
-            exp((t - t_ref) / tau) an exponential time surface.
+            exp((t - t_ref) / tau) an exponential time surface, summed over all events of a pixel
+            (the classic one keeps the latest).
         binning, reconstruction: as in `bin_events`.
 
     Returns:
@@ -48,7 +54,13 @@ def image_of_warped_events(
         ValueError: shapes or kernels that do not fit.
     """
     _check_coords(coords)
-    return bin_events(coords, weights, shape=size, binning=binning, reconstruction=reconstruction)
+    return bin_events(
+        coords,
+        weights,
+        shape=_height_and_width(size),
+        binning=binning,
+        reconstruction=reconstruction,
+    )
 
 
 def polarity_image(
@@ -84,9 +96,9 @@ def polarity_image(
     return bin_events(
         _stacked((polarity > 0).to(coords.dtype), coords),
         weights,
-        shape=(2, *size),
-        binning=("rect", *_for_y_and_x(binning, "binning")),
-        reconstruction=(None, *_for_y_and_x(reconstruction, "reconstruction")),
+        shape=(2, *_height_and_width(size)),
+        binning=("rect", *per_dimension(binning, 2, "binning")),
+        reconstruction=(None, *per_dimension(reconstruction, 2, "reconstruction")),
     )
 
 
@@ -130,17 +142,16 @@ def voxel_grid(
     """
     _check_coords(coords)
     _check_per_event(times, coords, "times")
-    start, width = _time_bins(bins, span, time_binning)
-    # From the span's start on, so that rounding does not move an event at the start out of bin 0.
-    since_start = _same_type(times, coords, "times") - span[0]
+    start, widths = _time_bins(bins, span, time_binning)
+    # In bins from the span's start on: rounding moves neither end into another bin.
+    since_start = (_same_type(times, coords, "times") - span[0]) / (span[1] - span[0])
     return bin_events(
-        _stacked(since_start, coords),
+        _stacked(since_start * widths, coords),
         weights,
-        shape=(bins, *size),
-        binning=(time_binning, *_for_y_and_x(binning, "binning")),
-        reconstruction=(time_reconstruction, *_for_y_and_x(reconstruction, "reconstruction")),
+        shape=(bins, *_height_and_width(size)),
+        binning=(time_binning, *per_dimension(binning, 2, "binning")),
+        reconstruction=(time_reconstruction, *per_dimension(reconstruction, 2, "reconstruction")),
         origin=(start, 0.0, 0.0),
-        bin_size=(width, 1.0, 1.0),
     )
 
 
@@ -198,8 +209,8 @@ def average_timestamp_image(
     return torch.where(count > 0, mean, 0)
 
 
-def _time_bins(bins: int, span: tuple[float, float], binning: str) -> tuple[float, float]:
-    """The centre of the first bin after the span's start, and the bins' distance."""
+def _time_bins(bins: int, span: tuple[float, float], binning: str) -> tuple[float, int]:
+    """The centre of the first bin after the span's start, in bins, and how many fit the span."""
     if binning not in ("linear", "rect"):
         raise ValueError(f"time_binning is {binning!r}; expected 'linear' or 'rect'")
     fewest = 2 if binning == "linear" else 1
@@ -207,24 +218,22 @@ def _time_bins(bins: int, span: tuple[float, float], binning: str) -> tuple[floa
         raise ValueError(f"bins is {bins}; expected at least {fewest} with {binning!r} time bins")
     if not 0 < span[1] - span[0] < float("inf"):
         raise ValueError(f"span is {span}; expected a start before its end, both finite")
-    if binning == "linear":
-        return 0.0, (span[1] - span[0]) / (bins - 1)
-    width = (span[1] - span[0]) / bins
-    return width / 2, width
+    return (0.0, bins - 1) if binning == "linear" else (0.5, bins)
 
 
 def _stacked(first: Tensor, coords: Tensor) -> Tensor:
     return torch.cat((first.unsqueeze(-1), coords), -1)
 
 
-def _for_y_and_x(value: Any, name: str) -> tuple[Any, Any]:
-    values = (value,) * 2 if value is None or isinstance(value, (str, Kernel)) else tuple(value)
-    if len(values) != 2:
-        raise ValueError(f"{name} is {value}; expected one kernel, or 2 of them (y, x)")
-    return values
+def _height_and_width(size: Sequence[int]) -> Sequence[int]:
+    if isinstance(size, int) or len(size) != 2:
+        raise ValueError(f"size is {size}; expected (H, W)")
+    return size
 
 
 def _check_coords(coords: Tensor) -> None:
+    if not isinstance(coords, Tensor):
+        raise TypeError(f"coords are a {type(coords).__name__}; expected a torch tensor")
     if coords.dim() < 2 or coords.shape[-1] != 2:
         raise ValueError(f"coords have shape {tuple(coords.shape)}; expected [..., N, 2], (y, x)")
 
@@ -236,10 +245,9 @@ def _check_per_event(values: Tensor, coords: Tensor, name: str) -> None:
 
 
 def _same_type(times: Tensor, coords: Tensor, name: str) -> Tensor:
-    device = coords.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if autocasting(coords):
         # bin_events makes one type of them; half a precision is too little to subtract in.
-        return times.float() if times.dtype in (torch.float16, torch.bfloat16) else times
+        return times.float() if times.dtype in HALF else times
     if times.dtype != coords.dtype:
         raise TypeError(f"{name} are {times.dtype}; expected {coords.dtype} as coords are")
     return times

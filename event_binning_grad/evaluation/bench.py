@@ -13,7 +13,8 @@ import numpy as np
 
 from event_binning_grad.errors import ConfigError
 from event_binning_grad.estimation import EgomotionEstimate, RotationEstimator
-from event_binning_grad.evaluation.bench_operator import QUICK, Plan, bench_operator
+from event_binning_grad.evaluation.bench_operator import QUICK, Plan
+from event_binning_grad.evaluation.bench_operator_report import bench_operator
 from event_binning_grad.evaluation.machine import machine
 from event_binning_grad.evaluation.metrics import estimates_error
 from event_binning_grad.events.encoder import packetize

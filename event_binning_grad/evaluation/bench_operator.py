@@ -13,15 +13,14 @@ formulas written as whole arrays (`array_baseline`), are called directly.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby, product
 from statistics import median
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +31,6 @@ from event_binning_grad.binning.backend import back_end
 from event_binning_grad.binning.kernels import kernel, kernel_pair
 from event_binning_grad.binning.reference import Grid, Pairs
 from event_binning_grad.evaluation import array_baseline
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 PASSES = ("forward", "backward", "double_backward")
 MAIN_PAIRS = ("rect", "linear")  # each with linear reconstruction
@@ -101,12 +97,13 @@ class Way:
 class PassFigures:
     """A pass: medians over the repetitions, and bytes as `bytes_an_event` counts them.
 
+    The fastest repetition is None where a difference to another median is not positive.
     Fractions are of the bandwidth of a large copy by the same way: what the inputs and outputs take
     of it, and these together with the taps' accesses, most of which a cache serves.
     """
 
     ns_an_event: float
-    ns_an_event_fastest: float
+    ns_an_event_fastest: float | None
     events_per_second: float
     repetitions: int
     streamed_bytes: float
@@ -117,14 +114,48 @@ class PassFigures:
 
 @dataclass(frozen=True)
 class OperatorFigures:
-    """One back end in one way on one case."""
+    """One back end in one way on one case; None for a pass too short to be told from noise."""
 
     table: str  # "size", "kernels", "events", "back ends"
     device: str
     back_end: str
     way: str
     case: Case
-    passes: dict[str, PassFigures]
+    passes: dict[str, PassFigures | None]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long passes of one back end take as those of another, in the same way.
+
+    None where one of the two has no figure.
+    """
+
+    device: str
+    case: Case
+    way: str
+    of: str
+    to: str
+    forward: float | None
+    backward: float | None
+    double_backward: float | None
+
+
+@dataclass(frozen=True)
+class DeviceFigures:
+    """All that was measured on a device.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        copy_bandwidth: of every way, bytes read and written per second by a large copy.
+        figures: by table and case; of the back ends the one that users get is first.
+        ratios: of the other back ends to that one.
+    """
+
+    device: str
+    copy_bandwidth: dict[str, float]
+    figures: list[OperatorFigures]
+    ratios: list[Ratio]
 
 
 @dataclass(frozen=True)
@@ -148,40 +179,32 @@ class _Steps:
     double_backward: Callable[[Any], Any]
 
 
-def bench_operator(console: Console, plan: Plan) -> dict[str, Any]:
-    """Measures on the CPU and, where there is one, on the GPU; prints tables, returns all figures.
+def measure(
+    device: str, plan: Plan, progress: Callable[[str, tuple[int, ...]], None] = lambda *_: None
+) -> DeviceFigures:
+    """Runs a plan on a device.
 
     Args:
-        console: where to print.
+        device: "cpu" or "cuda".
         plan: what to measure.
+        progress: called with a table's name and a shape before they are measured.
     """
-    figures: list[OperatorFigures] = []
-    bandwidths: dict[str, dict[str, float]] = {}
-    ratios: list[dict[str, Any]] = []
-    for device in ("cpu", "cuda"):
-        if device == "cuda" and not torch.cuda.is_available():
-            console.print("operator: no CUDA device here")
-            continue
-        ways = _ways(device)
-        bandwidth = {way.name: copy_bandwidth(way) for way in ways}
-        rows: list[OperatorFigures] = []
-        for table, case, others in _cases(plan, device):
-            if not rows or (rows[-1].table, rows[-1].case.shape) != (table, case.shape):
-                console.print(f"operator, {device}, by {table}: {_size(case.shape)} ...")
-            rows += _measured(table, case, others, ways, bandwidth, plan.budget_s)
-        against = _ratios(rows)
-        _print(console, device, rows, against, bandwidth)
-        figures += rows
-        ratios += against
-        bandwidths[device] = bandwidth
-    return {
-        "copy_bandwidth_bytes_per_second": bandwidths,
-        # How OpenMP's threads, which are torch's, wait for work: to wake one that sleeps costs
-        # some 50 us. None is the runtime's own choice.
-        "waiting": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
-        "figures": [asdict(row) for row in figures],
-        "ratios": ratios,
-    }
+    own_ways = ways(device)
+    bandwidth = {way.name: copy_bandwidth(way) for way in own_ways}
+    rows: list[OperatorFigures] = []
+    for table, case, others in _cases(plan, device):
+        if not rows or (rows[-1].table, rows[-1].case.shape) != (table, case.shape):
+            progress(table, case.shape)
+        rows += _measured(table, case, others, own_ways, bandwidth, plan.budget_s)
+    return DeviceFigures(device, bandwidth, rows, ratios(rows))
+
+
+def ways(device: str) -> tuple[Way, ...]:
+    """CPU: by one thread, and by as many as torch has now. CUDA: without a graph, and with one."""
+    if device == "cuda":
+        return Way("from Python", device), Way("CUDA graph", device, graph=True)
+    one, count = Way("1 thread", device, 1), torch.get_num_threads()
+    return (one, Way(f"{count} threads", device, count)) if count > 1 else (one,)
 
 
 def bytes_an_event(case: Case) -> dict[str, tuple[float, float]]:
@@ -240,13 +263,6 @@ def coordinates(shape: Sequence[int], events: int, along: str, seed: int = 0) ->
     return coords
 
 
-def _ways(device: str) -> tuple[Way, ...]:
-    if device == "cuda":
-        return Way("from Python", device), Way("CUDA graph", device, graph=True)
-    one, two = Way("1 thread", device, 1), Way("2 threads", device, 2)
-    return (one, two) if torch.get_num_threads() > 1 else (one,)
-
-
 def _cases(plan: Plan, device: str) -> Iterator[tuple[str, Case, tuple[str, ...]]]:
     """Tables' names, each with a case and what to run on it beside the back end that users get."""
     for shape, events, k in product(plan.shapes, plan.events, MAIN_PAIRS):
@@ -277,11 +293,11 @@ def _measured(
     table: str,
     case: Case,
     others: Sequence[str],
-    ways: Sequence[Way],
+    own_ways: Sequence[Way],
     bandwidth: dict[str, float],
     budget_s: float,
 ) -> list[OperatorFigures]:
-    device = ways[0].device
+    device = own_ways[0].device
     problem = _problem(case, device)
     own = back_end(problem.coords).__name__.rpartition(".")[2]
     moved = bytes_an_event(case)
@@ -295,7 +311,7 @@ def _measured(
         else:
             steps = _by_module(problem, reference)
         runs = _runs(steps)
-        for way in ways:
+        for way in own_ways:
             if name == ARRAYS and way.threads != 1:
                 continue  # numpy has one
             if way.graph and name != own:
@@ -306,25 +322,32 @@ def _measured(
                 else:
                     times = {p: _repeated(run, wait, budget_s) for p, run in runs.items()}
             passes = {
-                p: _figures(times[p], case.events, *moved[p], bandwidth[way.name]) for p in PASSES
+                p: pass_figures(times[p], case.events, *moved[p], bandwidth[way.name])
+                for p in PASSES
             }
             rows.append(OperatorFigures(table, device, name, way.name, case, passes))
     return rows
 
 
-def _figures(
-    times: Sequence[float], events: int, streamed: float, image: float, bandwidth: float
-) -> PassFigures:
-    middle = median(times) / events
+def pass_figures(
+    times: Sequence[float], events: int, streamed: float, accessed: float, bandwidth: float
+) -> PassFigures | None:
+    """From seconds of every repetition; None if their median is not positive.
+
+    That is no clock's error: a pass within a CUDA graph is timed as a difference of two chains.
+    """
+    middle, fastest = median(times) / events, min(times) / events
+    if middle <= 0:
+        return None
     return PassFigures(
         1e9 * middle,
-        1e9 * min(times) / events,
+        1e9 * fastest if fastest > 0 else None,
         1 / middle,
         len(times),
         streamed,
-        image,
+        accessed,
         streamed / middle / bandwidth,
-        (streamed + image) / middle / bandwidth,
+        (streamed + accessed) / middle / bandwidth,
     )
 
 
@@ -505,166 +528,21 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _ratios(rows: Sequence[OperatorFigures]) -> list[dict[str, Any]]:
-    """How many times as long the other back ends take as the first of a case, in the same way."""
+def ratios(rows: Sequence[OperatorFigures]) -> list[Ratio]:
+    """Of the table of back ends: the others of a case to its first, in every way both have."""
     found = []
     compared = [row for row in rows if row.table == "back ends"]
     for case, group in groupby(compared, key=lambda row: row.case):
         of_case = list(group)
         # The first rows are the operator's own, whatever its back end is.
-        own = {row.way: row for row in of_case if row.back_end == of_case[0].back_end}
-        found += [
-            {
-                "device": row.device,
-                "case": asdict(case),
-                "way": row.way,
-                "of": row.back_end,
-                "to": of_case[0].back_end,
-                **{
-                    p: row.passes[p].ns_an_event / own[row.way].passes[p].ns_an_event
-                    for p in PASSES
-                },
-            }
-            for row in of_case
-            if row is not own[row.way]
-        ]
+        name = of_case[0].back_end
+        own = {row.way: row.passes for row in of_case if row.back_end == name}
+        for row in of_case:
+            if row.back_end != name:
+                each = (_ratio(row.passes[p], own[row.way][p]) for p in PASSES)
+                found.append(Ratio(row.device, case, row.way, row.back_end, name, *each))
     return found
 
 
-def _print(
-    console: Console,
-    device: str,
-    rows: Sequence[OperatorFigures],
-    ratios: Sequence[dict[str, Any]],
-    bandwidth: dict[str, float],
-) -> None:
-    ways = " / ".join(bandwidth)
-    unit = f"({device}, ns an event, {ways})"
-    tables = {name: [r for r in rows if r.table == name] for name in ("size", "kernels", "events")}
-    for k in MAIN_PAIRS:
-        _print_table(
-            console,
-            f"{k} binning, linear reconstruction {unit}",
-            ("bins", "events"),
-            [row for row in tables["size"] if row.case.binning[-1] == k],
-            lambda case: (_size(case.shape), _count(case.events)),
-        )
-    case = tables["kernels"][0].case
-    where = f"{_size(case.shape)}, {_count(case.events)} events"
-    _print_table(
-        console,
-        f"kernels, {where} {unit}",
-        ("binning", "recon."),
-        tables["kernels"],
-        lambda case: (case.binning[0], case.reconstruction[0] or "none"),
-    )
-    _print_table(
-        console,
-        f"kinds, {where} {unit}",
-        ("binning", "kind"),
-        tables["events"],
-        lambda case: (case.binning[0], case.along + (", weights" if case.weighted else "")),
-        memory=False,
-    )
-    compared = [row for row in rows if row.table == "back ends"]
-    _print_back_ends(console, f"back ends, linear reconstruction {unit}", compared, ratios)
-    speeds = " / ".join(f"{value / 1e9:.1f}" for value in bandwidth.values())
-    console.print(
-        "Medians; double b.: double backward. memory B: bytes an event that forward/backward move "
-        "(inputs and outputs once, every tap's access to the image); % of copy: what that makes "
-        f"({[*bandwidth][-1]}) of the speed of a large copy, {speeds} GB/s here (read and written; "
-        f"{ways}). 3-D bins are linear in time. times as long: forward/backward/double backward, "
-        "as the first, in the last way that both have.",
-        style="dim",
-        highlight=False,
-    )
-
-
-def _print_table(
-    console: Console,
-    title: str,
-    columns: tuple[str, str],
-    rows: Sequence[OperatorFigures],
-    names: Callable[[Case], tuple[str, str]],
-    memory: bool = True,
-) -> None:
-    right = ["forward", "backward", "double b.", *(["memory B"] if memory else []), "% of copy"]
-    table = _table(title, columns, right)
-    section = None
-    for case, group in groupby(rows, key=lambda row: row.case):
-        of_case = list(group)
-        first, second = names(case)
-        if section not in (None, first):
-            table.add_section()
-        cells = [_cell(of_case, name) for name in PASSES]
-        last = of_case[-1].passes
-        if memory:
-            moved = [last[name].streamed_bytes + last[name].image_bytes for name in PASSES[:2]]
-            cells.append("/".join(f"{value:.0f}" for value in moved))
-        shares = [100 * last[name].total_fraction for name in PASSES[:2]]
-        cells.append("/".join(f"{share:.1f}" for share in shares))
-        table.add_row("" if section == first else first, second, *cells)
-        section = first
-    console.print(table)
-
-
-def _print_back_ends(
-    console: Console,
-    title: str,
-    rows: Sequence[OperatorFigures],
-    ratios: Sequence[dict[str, Any]],
-) -> None:
-    columns = ("forward", "backward", "double b.", "times as long")
-    table = _table(title, ("binning", "events", "back end"), columns)
-    for case, of_case in groupby(rows, key=lambda row: row.case):
-        left = (case.binning[-1], _count(case.events))
-        for name, group in groupby(of_case, key=lambda row: row.back_end):
-            of_name = list(group)
-            ratio = [r for r in ratios if (r["of"], r["case"]) == (name, asdict(case))][-1:]
-            table.add_row(
-                *left,
-                name,
-                *(_cell(of_name, p) for p in PASSES),
-                *("/".join(_number(r[p], 10) for p in PASSES) for r in ratio),
-            )
-            left = ("", "")
-        table.add_section()
-    console.print(table)
-
-
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    # Close enough together for 80 columns; what is wider after all is folded, never cut.
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for name in left:
-        table.add_column(name, overflow="fold")
-    for name in right:
-        table.add_column(name, justify="right", overflow="fold")
-    return table
-
-
-def _cell(rows: Sequence[OperatorFigures], name: str) -> str:
-    return " / ".join(_number(row.passes[name].ns_an_event) for row in rows)
-
-
-def _number(value: float, whole: float = 100) -> str:
-    """No digit after the point from `whole` on, below that one, below 1 two that count."""
-    return f"{value:.0f}" if value >= whole else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-
-
-def _size(shape: Sequence[int]) -> str:
-    """An image as its sensor is called, WxH; more dimensions in the order of the coordinates."""
-    return "x".join(map(str, shape[::-1] if len(shape) == 2 else shape))
-
-
-def _count(events: int) -> str:
-    power = round(math.log10(events))
-    return f"10^{power}" if 10**power == events else f"{events:,}"
+def _ratio(of: PassFigures | None, to: PassFigures | None) -> float | None:
+    return None if of is None or to is None else of.ns_an_event / to.ns_an_event

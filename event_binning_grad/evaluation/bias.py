@@ -53,6 +53,7 @@ from torch import Tensor
 from event_binning_grad.binning import Kernel, bin_events
 from event_binning_grad.binning.piecewise import PiecewisePolynomial, fitted
 from event_binning_grad.binning.reference import Grid
+from event_binning_grad.errors import ConfigError
 
 Float64 = npt.NDArray[np.float64]
 Loss = Callable[[Tensor], Tensor]
@@ -60,10 +61,13 @@ Loss = Callable[[Tensor], Tensor]
 BINNINGS = ("rect", "linear", "quadratic", "cubic", "gaussian")
 RECONSTRUCTIONS = ("linear", "quadratic", "cubic", "keys", "lanczos")
 RAW, ALONG, SHIFTED = "raw", "linear along", "grid shifted"
+SIMULATED = "simulated"
 
-# Points and steps lie on a lattice of 1/20 bin, so that what they share is evaluated once.
-_LATTICE = 20
 SPACING = 0.5
+# Places on a line that agree to so many decimals, in bins, are evaluated once. It is far below the
+# least step, so that a difference is divided by the step that it was taken over.
+_DECIMALS = 9
+_LEAST_STEP = 1e-3
 STEPS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0)
 """The finite differences' steps d, bins of displacement."""
 
@@ -73,6 +77,7 @@ _GAMMA_SHAPE, _GAMMA_RATE = 0.1, 1.59
 
 # 4 is the default of SpikingJelly's sigmoid surrogate; the slope at the step is then 1.
 SIGMOID_SHARPNESS = 4.0
+STRAIGHT_THROUGH, SIGMOID = "straight-through", f"sigmoid {SIGMOID_SHARPNESS:g}"
 _SIGMOID_RADIUS = 2.0  # bins; 0.03 % of the area lies beyond on each side
 
 
@@ -150,21 +155,22 @@ def straight_through() -> Kernel:
     along the dimension that is differentiated.
     """
     box = PiecewisePolynomial((Fraction(-1), Fraction(1)), ((Fraction(1, 2),),))
-    return Kernel("straight-through", box)
+    return Kernel(STRAIGHT_THROUGH, box)
 
 
-def sigmoid(sharpness: float = SIGMOID_SHARPNESS) -> Kernel:
+def sigmoid() -> Kernel:
     """The sigmoid surrogate of a histogram, written as a reconstruction kernel.
 
-    The steps at the bins' borders become 1 / (1 + exp(-sharpness u)), u in bins, in the backward
-    pass alone: their derivative is the reconstruction kernel. Cut off and scaled to unit area.
+    The steps at the bins' borders become 1 / (1 + exp(-SIGMOID_SHARPNESS u)), u in bins, in the
+    backward pass alone: their derivative is the reconstruction kernel. Cut off and scaled to unit
+    area.
     """
 
     def slope(u: np.ndarray) -> np.ndarray:
-        return sharpness / 4 / np.cosh(sharpness * u / 2) ** 2
+        return SIGMOID_SHARPNESS / 4 / np.cosh(SIGMOID_SHARPNESS * u / 2) ** 2
 
     shape = fitted(slope, (-_SIGMOID_RADIUS, 0.0, _SIGMOID_RADIUS))
-    return Kernel(f"sigmoid {sharpness:g}", shape.scaled(1 / shape.integral()))
+    return Kernel(SIGMOID, shape.scaled(1 / shape.integral()))
 
 
 def all_estimators() -> tuple[Estimator, ...]:
@@ -244,30 +250,35 @@ def sample_line(
         line: where.
         estimators: which derivatives.
         losses: image [*grid.shape] -> value [].
-        steps: of the finite differences, multiples of 1/20 bin.
+        steps: of the finite differences, bins; 0.001 and more.
+
+    Raises:
+        ConfigError: a step that is too short.
     """
+    for step in steps:
+        if not step >= _LEAST_STEP:
+            raise ConfigError(f"step of {step:g} bin; expected {_LEAST_STEP:g} or more")
     binnings = binnings_of(estimators)
-    spacing = round(SPACING * _LATTICE)
-    own = spacing * np.arange(line.points)
-    ahead = np.array([round(step * _LATTICE) for step in steps])[:, None]
-    nodes = np.unique([own, *(own + ahead), *(own - ahead)])
+    own = SPACING * np.arange(line.points)
+    ahead = np.asarray(steps, np.float64)[:, None]
+    places = np.round([own, *(own + ahead), *(own - ahead)], _DECIMALS)
+    nodes, index = np.unique(places, return_inverse=True)
+    at, high, low = np.split(index.reshape(places.shape), [1, 1 + len(steps)])
 
     half = [o - size / 2 for o, size in zip(line.grid.origin, line.grid.bin_size, strict=True)]
     grids = (line.grid, Grid(line.grid.shape, tuple(half), line.grid.bin_size))
     values = np.empty((len(grids), len(losses), len(binnings), len(nodes)))
     for n, node in enumerate(nodes):
-        coords = line.coords_at(_scalar(line.start + node / _LATTICE))
+        coords = line.coords_at(_scalar(line.start + node))
         for g, grid in enumerate(grids):
             for b, binning in enumerate(binnings):
                 image = _binned(coords, grid, binning, None)
                 values[g, :, b, n] = [loss(image).item() for loss in losses.values()]
-    at = np.searchsorted(nodes, own)
-    low, high = (np.searchsorted(nodes, own + sign * ahead) for sign in (-1, 1))
-    differences = (values[..., high] - values[..., low]) / (2 * np.asarray(steps)[:, None])
+    differences = (values[..., high] - values[..., low]) / (2 * ahead)
     derivatives = [_derivatives(line, s, estimators, losses) for s in line.at()]
     own_differences, shifted = differences
     return Samples(
-        line, values[0][..., at], own_differences, shifted, np.stack(derivatives, axis=-1)
+        line, values[0][..., at[0]], own_differences, shifted, np.stack(derivatives, axis=-1)
     )
 
 
@@ -391,7 +402,7 @@ class Study:
     """The lines of one source of events, and what was compared on them.
 
     Attributes:
-        source: "simulated", or the recording's path.
+        source: SIMULATED, or the recording's absolute path, which cannot be that.
         samples: one a line; at least one.
         estimators, losses, steps: what the samples' dimensions mean.
     """

@@ -18,6 +18,9 @@ from event_binning_grad.evaluation.bias import (
     ALONG,
     RAW,
     SHIFTED,
+    SIGMOID,
+    SIMULATED,
+    STRAIGHT_THROUGH,
     Float64,
     Row,
     Samples,
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-SIMULATED = "simulated"
-
 # What is printed: finite differences of this step, and of the kernels after the first these alone.
 PRINTED_STEP = 1.0
 _PRINTED = (RAW, "linear", ALONG, SHIFTED)
@@ -54,8 +55,8 @@ _SHORT = {
 }
 _COLOURS = {
     RAW: "tab:red",
-    "straight-through": "tab:orange",
-    "sigmoid 4": "tab:olive",
+    STRAIGHT_THROUGH: "tab:orange",
+    SIGMOID: "tab:olive",
     "linear": "tab:blue",
     ALONG: "tab:pink",
     "quadratic": "tab:cyan",
@@ -65,7 +66,7 @@ _COLOURS = {
     SHIFTED: "0.3",
 }
 _DRAWN_BINNINGS = ("rect", "linear")
-_DRAWN_CURVES = (RAW, "straight-through", "sigmoid 4", "linear")
+_DRAWN_CURVES = (RAW, STRAIGHT_THROUGH, SIGMOID, "linear")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def run_bias(
     sources: list[tuple[str, Camera, list[Window]]] = []
     if recording is not None:  # first, because this is where something can be wrong
         its_camera, found = recorded_windows(recording, *amount, camera)
-        sources.append((str(recording), its_camera, list(found)))
+        sources.append((str(recording.absolute()), its_camera, list(found)))
     its_camera, found = simulated_windows(*amount, config.seed)
     sources.insert(0, (SIMULATED, its_camera, list(found)))
     began = time.perf_counter()
@@ -151,7 +152,7 @@ def run_bias(
     _write_csv(studies, directory / "bias.csv")
     if pictures:
         for study in studies:
-            name = "simulated" if study.source == SIMULATED else "recorded"
+            name = SIMULATED if study.source == SIMULATED else "recorded"
             plot_lines(study, directory / f"{name}_lines.png")
             plot_scatter(study, directory / f"{name}_scatter.png")
             plot_steps(study, directory / f"{name}_steps.png")
@@ -179,7 +180,7 @@ def bias_table(study: Study, step: float = PRINTED_STEP) -> Table:
     """The table for a terminal: three figures of each loss, at one step and of some kernels."""
     from rich.table import Table
 
-    name = SIMULATED if study.source == SIMULATED else Path(study.source).name
+    name = SIMULATED if study.source == SIMULATED else f"recorded {Path(study.source).name}"
     table = Table(
         title=f"{name}: derivatives against finite differences of {step:g} bin",
         caption="relative bias, error and correlation, all in %; sign errors are in bias.csv",
@@ -309,7 +310,7 @@ def plot_scatter(study: Study, path: Path) -> Path:
             unit = np.where(unit > 0, unit, 1.0)
             for e, name in _of_binning(study, binning):
                 own = np.stack([s.derivatives[k, e] for s in study.samples])
-                if name in (RAW, "straight-through", "linear"):
+                if name in (RAW, STRAIGHT_THROUGH, "linear"):
                     x, y = (values / unit for values in (differences, own))
                     ax.plot(x.ravel(), y.ravel(), ".", ms=3, color=_COLOURS[name], label=name)
             ax.axline((0, 0), slope=1, color="0.3", lw=1)
