@@ -142,7 +142,12 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
 
 def _add_bias(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
-        "bias", help="compare derivatives through binning with finite differences"
+        "bias",
+        help="compare derivatives through binning with finite differences",
+        description="Compares the derivatives of losses by the motion of a window of events, taken "
+        "through their binning, with finite differences of the loss over 0.1 to 3 bins: for every "
+        "kernel and reconstruction, beside the raw gradient (reconstruction none), the "
+        "straight-through and the sigmoid surrogate. Writes a table, CSV, JSON and pictures.",
     )
     command.add_argument(
         "recording", type=Path, nargs="?", metavar="RECORDING",
@@ -161,9 +166,18 @@ def _add_bias(commands: argparse._SubParsersAction) -> None:
         help="on each of a window's three lines (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
-        "--bin-size", type=float, default=2.0, metavar="PX", help="default: %(default)s"
+        "--bin-size",
+        type=float,
+        default=2.0,
+        metavar="PX",
+        help="of the image of warped events, in pixels (default: %(default)s)",
     )
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the simulation and the points (default: %(default)s)",
+    )
     command.set_defaults(run=_bias)
 
 

@@ -583,7 +583,9 @@ def test_a_bad_kernel_is_refused_in_one_line_and_not_registered(
 def test_the_same_kernel_may_be_registered_again():
     """As when a notebook's cell is run once more."""
     again = register_kernel(
-        "raised cosine", lambda u: (1 + np.cos(np.pi * u)) / 2, breaks=np.array([-1, 1], np.float32).tolist()
+        "raised cosine",
+        lambda u: (1 + np.cos(np.pi * u)) / 2,
+        breaks=np.array([-1, 1], np.float32).tolist(),
     )
     assert again is RAISED_COSINE
 

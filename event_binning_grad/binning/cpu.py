@@ -35,11 +35,14 @@ from event_binning_grad.binning.kernels import TapTable
 from event_binning_grad.binning.reference import Grid, Pairs
 
 # A part of a scatter must hold enough events to pay for zeroing and adding its own image.
-_EVENTS_A_PART = 32768
+_EVENTS_A_PART = 65536
 _MAX_PARTS = 16
 
 # Fewer events than this are not worth a thread's waking.
 _EVENTS_A_THREAD = 8192
+
+# So many bins are added in the time that an event takes.
+_BINS_AN_EVENT = 16
 
 # How many events are prepared at a time.
 _BLOCK = 256
@@ -151,7 +154,10 @@ def _scattered(
             lambda start, stop, b=b: _scatter(order, partial, start, stop, parts, b, *arguments),
             parts, events,
         )  # fmt: skip
-        _run(lambda start, stop, b=b: _add(partial, images[b], start, stop), bins, parts * bins)
+        _run(
+            lambda start, stop, b=b: _add(partial, images[b], start, stop),
+            bins, parts * bins // _BINS_AN_EVENT,
+        )  # fmt: skip
     return image
 
 

@@ -183,7 +183,11 @@ def bias_table(study: Study, step: float = PRINTED_STEP) -> Table:
     name = SIMULATED if study.source == SIMULATED else f"recorded {Path(study.source).name}"
     table = Table(
         title=f"{name}: derivatives against finite differences of {step:g} bin",
-        caption="relative bias, error and correlation, all in %; sign errors are in bias.csv",
+        caption="Relative bias, error and correlation, all in %; sign errors are in bias.csv. "
+        "Rows: binning and reconstruction, or a surrogate in its place; along: reconstruction "
+        "along the differentiated dimension only; grid shifted: the finite difference itself, on a "
+        "grid half a bin off: nothing can agree better than that.",
+        caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
     )
