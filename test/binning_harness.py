@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from event_binning_grad.binning import bin_events
+from event_binning_grad.binning import autograd, bin_events
 from event_binning_grad.binning.kernels import register_kernel
 
 # What they return depends on their flags, which their annotations cannot say.
@@ -36,6 +39,13 @@ def every(names: str, values: Any) -> Any:
 
 def uniform(rng: torch.Generator, *size: int, low=0.0, high=1.0, dtype=F64) -> Tensor:
     return torch.rand(*size, generator=rng, dtype=dtype) * (high - low) + low
+
+
+@contextmanager
+def binning_by(module: ModuleType) -> Iterator[None]:
+    """Lets a back end do the work, whatever the device."""
+    with mock.patch.object(autograd, "back_end", return_value=module):
+        yield
 
 
 def leaf(tensor: Tensor) -> Tensor:

@@ -1,10 +1,14 @@
-"""What several test files share: recordings on disk and simulated cameras."""
+"""What several test files share: recordings on disk, simulated cameras, threads, back ends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numba
 import numpy as np
@@ -78,34 +82,33 @@ def simulated(small_camera: Camera, scene: Scene) -> Simulator:
 
 
 @contextmanager
-def _numba_threads(count: int) -> Iterator[None]:
-    before = numba.get_num_threads()
-    numba.set_num_threads(count)
+def _threads(library: Any, count: int) -> Iterator[None]:
+    before = library.get_num_threads()
+    library.set_num_threads(count)
     try:
         yield
     finally:
-        numba.set_num_threads(before)
+        library.set_num_threads(before)
+
+
+Threads = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
-def numba_threads() -> Callable[[int], object]:
+def numba_threads() -> Threads:
     """`with numba_threads(1):` runs numba's parallel sections on that many threads."""
     if numba.config.NUMBA_NUM_THREADS < 2:  # type: ignore[attr-defined]
         pytest.skip("one core: numba has no second thread to compare with")
-    return _numba_threads
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return partial(_threads, numba)
 
 
 @pytest.fixture
-def torch_threads() -> Callable[[int], AbstractContextManager[None]]:
+def torch_threads() -> Threads:
     """`with torch_threads(1):` runs torch, and the binning of events, on that many threads."""
-    return _torch_threads
+    return partial(_threads, torch)
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def back_end(request: pytest.FixtureRequest) -> ModuleType:
+    """Every back end of the binning that runs on the CPU."""
+    return import_module(f"event_binning_grad.binning.{request.param}")

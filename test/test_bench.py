@@ -49,12 +49,10 @@ TINY = Plan(
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
+def two_threads(torch_threads) -> Iterator[None]:
     """torch has two threads, however many cores there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        yield
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])

@@ -45,12 +45,10 @@ FEW = (RAW_RECT, RECT, RAW_LINEAR, LINEAR)
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread(torch_threads) -> Iterator[None]:
     """The problems are small: threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 # ---------------------------------------------------------------------------------- losses

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from importlib import import_module
 from itertools import product
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from binning_harness import F32, F64, Names, binning_by, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from event_binning_grad.binning import autograd, backend, bin_events, cpu, reference
+from event_binning_grad.binning import backend, bin_events, cpu, reference
 from event_binning_grad.binning.kernels import (
     bspline,
     gaussian,
@@ -34,9 +31,6 @@ from event_binning_grad.binning.operator import kernel_pairs
 from event_binning_grad.binning.piecewise import PiecewisePolynomial
 from event_binning_grad.binning.reference import Grid, Pairs
 from event_binning_grad.errors import ConfigError, EventBinningError
-
-F32, F64 = torch.float32, torch.float64
-Names = tuple[str, str | None]
 
 KERNELS = ("rect", "linear", "quadratic", "cubic", "gaussian", "keys", "lanczos")
 # Every kernel in both roles, among them those of the paper; all others are covered in 1-D.
@@ -64,27 +58,6 @@ def label(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "-".join(map(label, value))
     return str(value).removeprefix("torch.")
-
-
-@pytest.fixture(params=["reference", "cpu"])
-def back_end(request: pytest.FixtureRequest) -> ModuleType:
-    """Every back end that runs on the CPU."""
-    return import_module(f"event_binning_grad.binning.{request.param}")
-
-
-@contextmanager
-def binning_by(module: ModuleType) -> Iterator[None]:
-    with mock.patch.object(autograd, "back_end", return_value=module):
-        yield
-
-
-@pytest.fixture
-def rng() -> torch.Generator:
-    return torch.Generator().manual_seed(7)
-
-
-def uniform(rng: torch.Generator, *size: int, low=0.0, high=1.0, dtype=F64) -> Tensor:
-    return torch.rand(*size, generator=rng, dtype=dtype) * (high - low) + low
 
 
 def scattered(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Callable
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -14,7 +12,19 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from binning_harness import F32, F64, Names, Shift, every, jvp, leaf, squares, uniform, vjp
+from binning_harness import (
+    F32,
+    F64,
+    Names,
+    Shift,
+    binning_by,
+    every,
+    jvp,
+    leaf,
+    squares,
+    uniform,
+    vjp,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -46,18 +56,6 @@ PAIRS: list[Names] = [
 ]
 # Smooth between their breaks, so that without a reconstruction the gradient is the true one.
 SLOPED = ("linear", "quadratic", "cubic", "gaussian", "keys", "lanczos")
-
-
-@pytest.fixture(params=["reference", "cpu"])
-def back_end(request: pytest.FixtureRequest) -> ModuleType:
-    """Every back end that runs on the CPU."""
-    return import_module(f"event_binning_grad.binning.{request.param}")
-
-
-@contextmanager
-def binning_by(module: ModuleType) -> Iterator[None]:
-    with mock.patch.object(autograd, "back_end", return_value=module):
-        yield
 
 
 def between_breaks(rng: torch.Generator, *size: int, low: int, high: int) -> Tensor:
@@ -680,21 +678,14 @@ def test_batched_cotangents_are_pulled_back_together(rng: torch.Generator):
 # -------------------------------------------------------------------------------------- determinism
 
 
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @every("names", PAIRS[:4])
-def test_same_bits_at_any_number_of_threads_and_in_every_run(names: Names, rng: torch.Generator):
+def test_same_bits_at_any_number_of_threads_and_in_every_run(
+    names: Names, rng: torch.Generator, torch_threads
+):
     """Image, gradients, the image's change along a tangent, and second derivatives."""
-    coords = uniform(rng, 2, 70_000, 2, low=-2, high=52, dtype=F32)
-    weights = uniform(rng, 2, 70_000, low=-1, dtype=F32)
+    # So many that an image is added up of several parts.
+    coords = uniform(rng, 2, 140_000, 2, low=-2, high=52, dtype=F32)
+    weights = uniform(rng, 2, 140_000, low=-1, dtype=F32)
     tangents = torch.cos(coords), torch.sin(weights)
     cotangent = uniform(rng, 2, 50, 51, low=-1, dtype=F32)
 

@@ -26,11 +26,6 @@ F64 = torch.float64
 SIZE = (5, 7)
 
 
-@pytest.fixture
-def rng() -> torch.Generator:
-    return torch.Generator().manual_seed(11)
-
-
 def uniform(rng: torch.Generator, *size: int, low=0.0, high=1.0) -> Tensor:
     return torch.rand(*size, generator=rng, dtype=F64) * (high - low) + low
 
