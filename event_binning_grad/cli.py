@@ -12,9 +12,9 @@ from event_binning_grad.errors import ConfigError, EventBinningError
 from event_binning_grad.numba_threads import let_threads_sleep
 
 if TYPE_CHECKING:
+    from event_binning_grad.config import PipelineConfig
     from event_binning_grad.evaluation.evaluate import Evaluation
     from event_binning_grad.geometry import Camera
-    from event_binning_grad.pipeline import PipelineConfig
 
 EXIT_FAILED = 1  # the command ran, and its result is not what it must be
 EXIT_BAD_INPUT = 2
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_replay(commands)
     _add_evaluate(commands)
+    _add_compare(commands)
     _add_simulate(commands)
     _add_bench(commands)
     _add_bias(commands)
@@ -105,6 +106,22 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     window = command.add_mutually_exclusive_group()
     window.add_argument("--window-events", type=int, metavar="N", help="windows of N events")
     window.add_argument("--window-ms", type=float, metavar="T", help="windows of T ms")
+    command.add_argument(
+        "--output-rate", type=float, metavar="HZ",
+        help="estimates a second, from windows that overlap; 0: windows one after the other "
+        "(default: with --window-events or --window-ms 0, else the node's)",
+    )  # fmt: skip
+    command.add_argument(
+        "--window-px", type=float, metavar="PX", help="windows of at most this displacement"
+    )
+    _add_estimation(command)
+    command.add_argument(
+        "--imu", choices=("off", "start", "prior", "fixed"), default="off",
+        help="what the recording's gyroscope is for (default: %(default)s); against a truth that "
+        "is this gyroscope, prior and fixed prove nothing",
+    )  # fmt: skip
+    command.add_argument("--binning", metavar="KERNEL", help="kernel that bins the events")
+    command.add_argument("--reconstruction", metavar="KERNEL", help="kernel of the gradient")
     command.add_argument("--gradient", choices=("unbiased", "raw"), default="unbiased")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
@@ -113,19 +130,138 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_evaluate)
 
 
+def _add_estimation(command: argparse.ArgumentParser) -> None:
+    """What is estimated, and from which other knowledge."""
+    command.add_argument(
+        "--motion-model", choices=("rotation", "full", "planar", "translation"),
+        default="rotation", help="default: %(default)s; full and translation need a depth",
+    )  # fmt: skip
+    command.add_argument(
+        "--angular-acceleration", action=argparse.BooleanOptionalAction, default=True,
+        help="estimate it too, or take the angular velocity as constant in a window",
+    )  # fmt: skip
+    command.add_argument("--objective", metavar="NAME", help="what is maximised")
+    depth = command.add_mutually_exclusive_group()
+    depth.add_argument(
+        "--depth", type=float, metavar="M", help="all is so far along the optical axis, m"
+    )
+    depth.add_argument(
+        "--depth-plane", metavar="NX,NY,NZ,D",
+        help="the plane n.P = d (m) in the camera's frame at the start, moved by the recording's "
+        "poses or true velocities; with a minus in front: --depth-plane=-0.1,0,1,2",
+    )  # fmt: skip
+    depth.add_argument(
+        "--depth-topic", metavar="TOPIC", help="depth images (sensor_msgs/Image) of the bag"
+    )
+    depth.add_argument(
+        "--depth-range", action="store_true",
+        help="the bag's sensor_msgs/Range, along the optical axis",
+    )  # fmt: skip
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="gradients, kernels and solvers on the same windows of a recording",
+        description="Solves the same windows by every combination of gradient (unbiased, raw), "
+        "pair of kernels and solver: the pipeline's own (newton: steps on the gradient, coarse to "
+        "fine) and methods of scipy on the objective's value with the same gradient. The raw "
+        "gradient has no reconstruction kernel. Prints the errors against the truth, the contrast "
+        "gain, evaluations and time a window.",
+    )
+    command.add_argument("recording", type=Path, metavar="RECORDING")
+    command.add_argument("--calib", type=Path, metavar="FILE", help="as of evaluate")
+    command.add_argument(
+        "--window-events", type=int, default=20_000, metavar="N", help="default: %(default)s"
+    )
+    command.add_argument(
+        "--windows", type=int, default=10, metavar="K",
+        help="how many, from the second one on (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--pairs", default="rect+linear,linear+linear", metavar="B+R,...",
+        help="binning and reconstruction kernels, by name (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--solvers", default="newton,L-BFGS-B,BFGS,trust-exact", metavar="NAME,...",
+        help="default: %(default)s",
+    )  # fmt: skip
+    _add_estimation(command)
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    command.set_defaults(run=_compare)
+
+
 def _add_simulate(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("simulate", help="make a recording with known motion")
+    command = commands.add_parser(
+        "simulate",
+        help="make a recording with known motion, and depth",
+        description="Simulates a hand-held event camera and writes a rosbag2 recording with exact "
+        "ground truth. The scenes texture and shapes are infinitely far away; plane and layers "
+        "(planes, the front ones with gaps) have depth.",
+    )
     command.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="rosbag2 directory"
     )
     command.add_argument("--duration", type=float, default=10.0, metavar="S")
     command.add_argument("--size", default="346x260", metavar="WxH", help="default: %(default)s")
-    command.add_argument("--scene", choices=("texture", "shapes"), default="texture")
     command.add_argument(
-        "--peak", type=float, nargs=3, default=(5.0, 5.0, 5.0), metavar=("X", "Y", "Z"),
-        help="largest angular velocity about each axis, rad/s (default: 5 5 5)",
+        "--scene", choices=("texture", "shapes", "plane", "layers"), default="texture"
+    )
+    three = ("X", "Y", "Z")
+    command.add_argument(
+        "--peak", type=float, nargs=3, metavar=three,
+        help="largest angular velocity about each axis, rad/s (default: 5 5 5; with depth 2 2 2)",
+    )  # fmt: skip
+    command.add_argument(
+        "--frequency", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="of the motion's swings, Hz (default: 0.3 1.5; with depth 0.5 1.5)",
+    )  # fmt: skip
+    depth = command.add_argument_group("of the scenes plane and layers")
+    depth.add_argument(
+        "--speed", type=float, nargs=3, metavar=three,
+        help="largest linear velocity along each axis, m/s (default: 0.5 0.5 0.5)",
+    )  # fmt: skip
+    depth.add_argument(
+        "--distance", type=float, metavar="M",
+        help="of the plane along the optical axis at the start, m (default: 1)",
+    )  # fmt: skip
+    depth.add_argument(
+        "--normal", type=float, nargs=3, metavar=("NX", "NY", "NZ"),
+        help="of the plane in the camera's frame at the start (default: 0 0 1)",
+    )  # fmt: skip
+    depth.add_argument(
+        "--front", type=float, nargs="+", metavar="SHARE",
+        help="distances of the front layers over the plane's (default: 0.5)",
+    )  # fmt: skip
+    depth.add_argument(
+        "--coverage", type=float, metavar="SHARE",
+        help="of the view, by each front layer (default: 0.3)",
+    )  # fmt: skip
+    depth.add_argument("--paint", choices=("texture", "shapes"), help="(default: texture)")
+    sensors = command.add_argument_group("other sensors, with their rates in Hz")
+    for name, rate_hz, what in (
+        ("depth", 30.0, "exact depth images, 32FC1"),
+        ("range", 50.0, "the exact distance along the optical axis"),
+        ("imu", 1000.0, "a gyroscope in the camera's axes"),
+    ):
+        sensors.add_argument(
+            f"--{name}-topic", type=float, nargs="?", const=rate_hz, default=0.0, metavar="HZ",
+            help=f"{what}, to /event_camera/{name} (HZ: {rate_hz:g})",
+        )  # fmt: skip
+    sensors.add_argument(
+        "--imu-noise", type=float, default=0.0, metavar="RAD_S",
+        help="standard deviation of a sample (default: 0)",
+    )  # fmt: skip
+    sensors.add_argument(
+        "--imu-bias", type=float, nargs=3, default=(0.0, 0.0, 0.0), metavar=three,
+        help="rad/s (default: 0 0 0)",
     )  # fmt: skip
     command.add_argument("--noise", type=float, metavar="HZ", help="background events a pixel, Hz")
+    command.add_argument(
+        "--noise-share", type=float, default=0.0, metavar="SHARE",
+        help="more background events: so many of all events (default: 0)",
+    )  # fmt: skip
+    command.add_argument("--hot-pixels", type=int, default=0, metavar="N", help="default: 0")
     command.add_argument("--seed", type=int, default=0)
     command.set_defaults(run=_simulate)
 
@@ -133,8 +269,17 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("bench", help="measure throughput and window times here")
     command.add_argument(
-        "sections", nargs="*", metavar="SECTION", help="operator, egomotion (default: all)"
+        "sections", nargs="*", metavar="SECTION", help="operator, egomotion, cuda (default: all)"
     )
+    command.add_argument(
+        "--part", action="append", default=[], metavar="NAME",
+        help="of the egomotion section: throughput, overload, packets, changing, hand_held, "
+        "cold_start, slow, consistency, depth; may come again (default: all)",
+    )  # fmt: skip
+    command.add_argument(
+        "--poses", type=Path, metavar="FILE",
+        help="groundtruth.txt of a hand-held recording, whose rotation the part hand_held takes",
+    )  # fmt: skip
     command.add_argument("--quick", action="store_true", help="measure less, in seconds")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     command.set_defaults(run=_bench)
@@ -220,6 +365,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             camera,
             progress=lambda events: bar.advance(task, events),
             images=options.plot is not None,
+            depth_topic=options.depth_topic,
         )
     _print_evaluation(result)
     if options.json:
@@ -233,21 +379,74 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    import json
+
+    from rich.progress import Progress
+
+    from event_binning_grad.config import PipelineConfig
+    from event_binning_grad.evaluation.compare import compare, rows_of
+    from event_binning_grad.evaluation.tables import as_json, print_rows, report_console
+
+    config = PipelineConfig(window_events=options.window_events, **_estimation(options))
+    camera = load_camera(options.calib, options.recording) if options.calib else None
+    pairs, solvers = options.pairs.split(","), options.solvers.split(",")
+    with Progress(**_on_a_terminal()) as bar:
+        task = bar.add_task("comparing", total=rows_of(pairs, solvers))
+        rows = compare(
+            options.recording, config, camera, pairs=pairs, solvers=solvers,
+            windows=options.windows, depth_topic=options.depth_topic,
+            progress=lambda: bar.advance(task),
+        )  # fmt: skip
+    print_rows(
+        report_console(), f"{options.recording}, windows of {options.window_events:,} events", rows
+    )
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps([as_json(row) for row in rows], indent=2) + "\n")
+    return 0
+
+
 def _simulate(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
-    from event_binning_grad.simulate import SimulationConfig, write_simulation
+    from event_binning_grad.simulate import DEPTH_SCENES, SimulationConfig, write_simulation
 
     width, height = _size(options.size)
-    noise = {} if options.noise is None else {"noise_hz": options.noise}
+    deep = options.scene in DEPTH_SCENES
+    # Before a plane the camera must not swing away from it.
+    swing = {"peak_rad_s": (2.0,) * 3, "peak_m_s": (0.5,) * 3, "frequency_hz": (0.5, 1.5)}
+    changes: dict[str, Any] = swing if deep else {}
+    for name, field in (
+        ("peak", "peak_rad_s"), ("frequency", "frequency_hz"), ("speed", "peak_m_s"),
+        ("distance", "distance_m"), ("normal", "normal"), ("front", "front_shares"),
+        ("coverage", "front_coverage"), ("paint", "paint"), ("noise", "noise_hz"),
+    ):  # fmt: skip
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if not deep and name in ("distance", "normal", "front", "coverage", "paint"):
+            raise ConfigError(
+                f"--{name} is of scenes with depth, but the scene is {options.scene!r}; expected "
+                f"--scene {' or '.join(DEPTH_SCENES)}"
+            )
+        if options.scene == "plane" and name in ("front", "coverage"):
+            raise ConfigError(f"--{name} is of front layers; expected --scene layers with it")
+        changes[field] = tuple(value) if isinstance(value, list) else value
     config = SimulationConfig(
         duration_s=options.duration,
         width=width,
         height=height,
         scene=options.scene,
-        peak_rad_s=tuple(options.peak),
+        depth_hz=options.depth_topic,
+        range_hz=options.range_topic,
+        imu_hz=options.imu_topic,
+        imu_noise_rad_s=options.imu_noise,
+        imu_bias_rad_s=tuple(options.imu_bias),
+        noise_share=options.noise_share,
+        hot_pixels=options.hot_pixels,
         seed=options.seed,
-        **noise,
+        **changes,
     )
     with Progress(**_on_a_terminal()) as bar:
         task = bar.add_task("simulating", total=options.duration)
@@ -261,7 +460,7 @@ def _simulate(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from event_binning_grad.evaluation.bench import run_bench
 
-    run_bench(options.json, options.sections, options.quick)
+    run_bench(options.json, options.sections, options.quick, options.part, options.poses)
     return 0
 
 
@@ -328,14 +527,55 @@ def require_ros() -> None:
 
 
 def _pipeline_config(options: argparse.Namespace) -> PipelineConfig:
-    from event_binning_grad.pipeline import PipelineConfig
+    from event_binning_grad.config import PipelineConfig
 
-    window: dict[str, float] = {}
+    return PipelineConfig(**_windows(options), **_estimation(options))
+
+
+def _windows(options: argparse.Namespace) -> dict[str, Any]:
+    """Windows one after the other where a size is asked for and no rate; else the node's."""
+    windows: dict[str, Any] = {}
     if options.window_events is not None:
-        window = {"window_events": options.window_events, "window_ms": 0.0}
+        windows = {"window_events": options.window_events, "window_ms": 0.0}
     elif options.window_ms is not None:
-        window = {"window_events": 0, "window_ms": options.window_ms}
-    return PipelineConfig(gradient=options.gradient, device=options.device, **window)  # type: ignore[arg-type]
+        windows = {"window_events": 0, "window_ms": options.window_ms}
+    if windows:
+        windows |= {"output_rate_hz": 0.0, "window_px": 0.0, "adaptive_windows": False}
+    if options.output_rate is not None:
+        windows["output_rate_hz"] = options.output_rate
+    if options.window_px is not None:
+        windows["window_px"] = options.window_px
+    return windows
+
+
+def _estimation(options: argparse.Namespace) -> dict[str, Any]:
+    names = (
+        "motion_model", "angular_acceleration", "objective", "binning", "reconstruction",
+        "gradient", "imu", "device",
+    )  # fmt: skip
+    given = {name: getattr(options, name, None) for name in names}
+    settings = {name: value for name, value in given.items() if value is not None}
+    if options.depth is not None:
+        settings |= {"depth": "constant", "depth_m": options.depth}
+    elif options.depth_plane is not None:
+        settings |= {"depth": "plane", "depth_plane": _plane(options.depth_plane)}
+    elif options.depth_topic is not None:
+        settings["depth"] = "image"
+    elif options.depth_range:
+        settings["depth"] = "range"
+    return settings
+
+
+def _plane(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 4:
+        raise ConfigError(
+            f"--depth-plane {text!r}: expected four numbers nx,ny,nz,d, such as 0,0,1,1.5"
+        )
+    return numbers
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -369,6 +609,7 @@ def _print_evaluation(result: Evaluation) -> None:
     for status, count in figures["windows_by_status"].items():
         if count and status != "ok":
             row(f"  not trusted: {status}", count, "", ",d")
+    row("events used", 100 * figures["used_events_share"], "%", ",.1f")
     for reason, count in figures["rejected_packets"].items():
         row(f"  packets dropped: {reason}", count, "", ",d")
     for reason, count in figures["unusable"].items():
@@ -383,6 +624,14 @@ def _print_evaluation(result: Evaluation) -> None:
     per_axis = figures["angular_velocity_rms_per_axis_deg_s"]
     for axis, value in zip("xyz", per_axis or (), strict=False):
         row(f"  about {axis}", value, "deg/s")
+    row("normalised squared error, 3 is ideal", figures["nees_mean"], "")
+    if figures["linear_velocity_rms_m_s"] is not None:
+        row("linear velocity RMS, an axis", figures["linear_velocity_rms_m_s"], "m/s", ",.3f")
+        row("  of the true speed's", figures["linear_velocity_rms_percent"], "%", ",.1f")
+        per_axis = figures["linear_velocity_rms_per_axis_m_s"]
+        for axis, value in zip("xyz", per_axis, strict=True):
+            row(f"  along {axis}", value, "m/s", ",.3f")
+        row("  normalised squared error", figures["linear_nees_mean"], "")
     Console().print(table)
 
 

@@ -13,75 +13,24 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from event_binning_grad.errors import ConfigError, PacketError
-from event_binning_grad.estimation import EgomotionEstimate, RotationEstimator, Status
+from event_binning_grad.config import PipelineConfig
+from event_binning_grad.errors import PacketError
+from event_binning_grad.estimation import Depth, EgomotionEstimate, EgomotionEstimator, Status
+from event_binning_grad.estimation.aids import Aids
 from event_binning_grad.estimation.contrast_cpu import PARALLEL_FROM
+from event_binning_grad.estimation.span import SpanControl
 from event_binning_grad.events import decoder
 from event_binning_grad.events.clock import StreamClock
 from event_binning_grad.events.decoder import DecoderCounters, PacketDecoder
 from event_binning_grad.events.types import Events, PacketLike, stamp_to_ns
-from event_binning_grad.events.windows import WindowBuffer
+from event_binning_grad.events.windows import Window, WindowBuffer
 from event_binning_grad.geometry import Camera
-
-MAX_WINDOW_EVENTS = 10_000_000  # two windows are held: 260 MB
-GRADIENTS = ("unbiased", "raw")
-
-
-@dataclass(frozen=True)
-class PipelineConfig:
-    """What the pipeline does; config/default.yaml says the same of the node's parameters.
-
-    Attributes:
-        window_events: events a window at most; 0 for no limit.
-        window_ms: time that a window spans at most, ms; 0 for no limit. A window ends at
-            whichever limit comes first.
-        min_events: windows of fewer events are reported as too few, not estimated.
-        max_std_rad_s: estimates of a greater standard deviation about any axis are not trusted.
-        gradient: "unbiased", or "raw" for the bilinear vote's own slope, for comparison.
-        device: "cpu", or a torch device such as "cuda".
-
-    Raises:
-        ConfigError: a value that is not allowed.
-    """
-
-    window_events: int = 20_000
-    window_ms: float = 100.0
-    min_events: int = 1000
-    max_std_rad_s: float = 0.2
-    gradient: str = "unbiased"
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        timed = 1e-3 <= self.window_ms < 1e6  # no event camera's clock is finer
-        if self.window_events < 0 or not (timed or self.window_ms == 0):
-            raise ConfigError(
-                f"window_events {self.window_events}, window_ms {self.window_ms}: expected "
-                "a positive number and 0.001 to 1e6 ms, or 0 for no limit"
-            )
-        if self.window_events == 0 and self.window_ms == 0:
-            raise ConfigError("window_events and window_ms are both 0: a window needs a limit")
-        if self.window_events > MAX_WINDOW_EVENTS:
-            raise ConfigError(
-                f"window_events {self.window_events}: expected at most {MAX_WINDOW_EVENTS}"
-            )
-        if self.min_events < 10:
-            raise ConfigError(f"min_events {self.min_events}: expected at least 10")
-        if not self.max_std_rad_s > 0:
-            raise ConfigError(f"max_std_rad_s {self.max_std_rad_s}: expected a positive number")
-        if 0 < self.window_events < self.min_events:
-            raise ConfigError(
-                f"window_events {self.window_events} is below min_events {self.min_events}: "
-                "no window could be estimated"
-            )
-        if self.gradient not in GRADIENTS:
-            raise ConfigError(f"gradient {self.gradient!r}: expected one of {', '.join(GRADIENTS)}")
-        if not self.device == "cpu" and not self.device.startswith("cuda"):
-            raise ConfigError(f"device {self.device!r}: expected 'cpu' or 'cuda'")
+from event_binning_grad.geometry.depth import DepthImage
 
 
 @dataclass
 class PipelineCounters:
-    """What became of the stream: every event is in exactly one of window_events,
+    """What became of the stream: every event is in exactly one of window_events, skipped_events,
     discarded_events, uncalibrated_events, or still in the buffer."""
 
     decoder: DecoderCounters = field(default_factory=DecoderCounters)
@@ -96,6 +45,14 @@ class PipelineCounters:
     """Events of window_events that were left out, because their pixels fire all the time."""
     windows: int = 0
     window_events: int = 0
+    skipped_events: int = 0
+    """Events between two windows, too many for the output rate, or of windows left out."""
+    skipped_windows: int = 0
+    """Windows left out to catch up."""
+    used_events: int = 0
+    """Events of window_events that were looked at; of windows with too many, a part is."""
+    searches: int = 0
+    """Windows for which the track had to be found, at the start or when it was lost."""
     discarded_events: int = 0
     """Events of windows left incomplete by a discontinuity of the stream, or by a calibration for
     another sensor size."""
@@ -120,12 +77,17 @@ class Pipeline:
         self._decoder = PacketDecoder()
         self.counters.decoder = self._decoder.counters
         self._clock: StreamClock | None = None
+        rate_hz = self.config.output_rate_hz
         self._buffer = WindowBuffer(
             window_events=self.config.window_events or None,
             window_ns=round(self.config.window_ms * 1e6) or None,
+            period_ns=round(1e9 / rate_hz) if rate_hz else None,
+            min_events=self.config.wanted_events,
         )
+        self._span = SpanControl(self.config.window_px, self.config.adaptive_windows)
+        self._aids = Aids(self.config.aids())
         self._camera: Camera | None = None
-        self._estimator: RotationEstimator | None = None
+        self._estimator: EgomotionEstimator | None = None
         if camera is not None:
             self.set_camera(camera)
 
@@ -139,21 +101,22 @@ class Pipeline:
         Raises:
             CalibrationError: the camera does not look along its z axis.
         """
-        self._estimator = RotationEstimator(
-            camera,
-            unbiased=self.config.gradient == "unbiased",
-            device=self.config.device,
-            min_events=self.config.min_events,
-            max_std_rad_s=self.config.max_std_rad_s,
-        )
+        self._estimator = EgomotionEstimator(camera, self.config.egomotion())
         size = (camera.width, camera.height)
         if self._camera is not None and size != (self._camera.width, self._camera.height):
             # What is held came from the other sensor.
             self.counters.discarded_events += self._buffer.clear()
+        if self._camera is None or size != (self._camera.width, self._camera.height):
+            self._aids.set_size(*size)
         self._camera = camera
 
-    def push(self, packet: PacketLike | Events) -> list[EgomotionEstimate]:
+    def push(self, packet: PacketLike | Events, estimate: bool = True) -> list[EgomotionEstimate]:
         """Takes the next packet, or the next events; returns the estimates that are now complete.
+
+        Args:
+            packet: what comes next.
+            estimate: False: windows that are now complete are left out and counted. Who has fallen
+                behind catches up so, and the stream stays whole.
 
         Raises:
             PacketError: the packet cannot be decoded, or does not fit the calibration. It is
@@ -161,7 +124,7 @@ class Pipeline:
         """
         if isinstance(packet, Events):
             self._check_order(packet)
-            return self._push_events(packet)
+            return self._push_events(packet, estimate)
         decoded = self._decoder.decode(packet)
         if self._clock is None or decoded.clock_reset:
             self._clock = StreamClock.for_encoding(packet.encoding)
@@ -173,7 +136,7 @@ class Pipeline:
                 stamp_to_ns(packet.header.stamp),
                 provisional=not decoded.from_start,
             )
-        return self._push_events(decoded.events)
+        return self._push_events(decoded.events, estimate)
 
     def flush(self) -> list[EgomotionEstimate]:
         """Estimates the last, incomplete window, at the end of a stream."""
@@ -185,8 +148,30 @@ class Pipeline:
         self.last_discontinuity = reason
         self.counters.discontinuities += 1
         self.counters.discarded_events += self._buffer.clear()
+        self._buffer.span_limit_ns = None
+        self._span.reset()
         if self._estimator is not None:
             self._estimator.reset()
+
+    def push_depth(self, stamp_ns: int, depth: npt.NDArray[np.generic]) -> None:
+        """Takes a depth image [height, width] of the event camera's pixels.
+
+        Args:
+            stamp_ns: on the robot's clock.
+            depth: float32 m, NaN or 0 where unknown, or uint16 mm, 0 where unknown.
+
+        Raises:
+            EventBinningError: a type that is no depth, or a size that does not fit the camera.
+        """
+        self._aids.push_depth(stamp_ns, depth)
+
+    def push_range(self, stamp_ns: int, range_m: float) -> None:
+        """Takes a distance along the optical axis, m, at a time of the robot's clock."""
+        self._aids.ranges.push(stamp_ns, range_m)
+
+    def push_imu(self, stamp_ns: int, angular_velocity: npt.ArrayLike) -> None:
+        """Takes an angular velocity [3], rad/s, camera frame, at a time of the robot's clock."""
+        self._aids.gyro.push(stamp_ns, angular_velocity)
 
     def skip_packets(self, packets: int) -> None:
         """Says that the receiver dropped so many packets, unread, before the next one."""
@@ -200,7 +185,7 @@ class Pipeline:
         """[height, width] image of the last window's events as they came, or None."""
         return None if self._estimator is None else self._estimator.uncompensated_image()
 
-    def _push_events(self, events: Events) -> list[EgomotionEstimate]:
+    def _push_events(self, events: Events, estimate: bool) -> list[EgomotionEstimate]:
         self._count(events)
         camera = self._camera
         if camera is None:
@@ -212,7 +197,13 @@ class Pipeline:
                 f"events of a {events.width}x{events.height} sensor, but the calibration is for "
                 f"{camera.width}x{camera.height}: use this camera's calibration"
             )
-        return [self._estimate(window) for window in self._buffer.push(events)]
+        windows = self._buffer.push(events)
+        if estimate:
+            return [self._estimate(window) for window in windows]
+        for window in windows:
+            self.counters.skipped_windows += 1
+            self.counters.skipped_events += window.fresh + window.skipped
+        return []
 
     def _check_order(self, events: Events) -> None:
         if np.any(np.diff(events.t) < 0):
@@ -233,22 +224,44 @@ class Pipeline:
         counters.duration_ns += end - (last if last is not None and last <= start else start)
         counters.last_event_ns = end
 
-    def _estimate(self, window: Events) -> EgomotionEstimate:
+    def _estimate(self, window: Window) -> EgomotionEstimate:
         assert self._estimator is not None  # windows are gathered only with a camera
-        estimate = self._estimator.estimate(window)
-        self.counters.windows += 1
-        self.counters.window_events += len(window)
-        self.counters.hot_pixel_events += estimate.hot_pixel_events
-        self.counters.estimates[estimate.status] += 1
-        if self._clock is None:
-            return estimate
-        to_robot = self._clock.to_robot
-        return dataclasses.replace(
-            estimate,
-            stamp_ns=to_robot(estimate.stamp_ns),
-            window_start_ns=to_robot(estimate.window_start_ns),
-            window_end_ns=to_robot(estimate.window_end_ns),
+        t = window.events.t
+        start_ns, end_ns = self._to_robot(int(t[0])), self._to_robot(int(t[-1]))
+        # Where the estimator will set its stamp: the mean, as events are not spread evenly.
+        stamp_ns = start_ns + int((t - t[0]).mean())
+        estimate = self._estimator.estimate(
+            window.events,
+            self._depth_at(stamp_ns, int(t[0]) - start_ns),
+            self._aids.rotation_over(stamp_ns, start_ns, end_ns),
         )
+        self._buffer.span_limit_ns = self._span.next_ns(estimate)
+        self.counters.windows += 1
+        self.counters.window_events += window.fresh
+        self.counters.skipped_events += window.skipped
+        self.counters.used_events += round(window.fresh * estimate.used_share)
+        self.counters.hot_pixel_events += estimate.hot_pixel_events
+        self.counters.searches += estimate.searched
+        self.counters.estimates[estimate.status] += 1
+        estimate = dataclasses.replace(
+            estimate,
+            stamp_ns=self._to_robot(estimate.stamp_ns),
+            window_start_ns=start_ns,
+            window_end_ns=end_ns,
+        )
+        self._aids.follow(estimate, estimate.stamp_ns)
+        return estimate
+
+    def _depth_at(self, robot_ns: int, stream_from_robot_ns: int) -> Depth | None:
+        """The scene's depth at a time of the robot's clock, its stamp on the stream's."""
+        depth = self._aids.depth_at(robot_ns)
+        if isinstance(depth, DepthImage):
+            return DepthImage(depth.metres, depth.stamp_ns + stream_from_robot_ns)
+        return depth
+
+    def _to_robot(self, time_ns: int) -> int:
+        """A time of the stream on the robot's clock; the same where packets brought no clock."""
+        return time_ns if self._clock is None else self._clock.to_robot(time_ns)
 
 
 def warm_up(config: PipelineConfig, camera: Camera) -> None:
@@ -270,5 +283,8 @@ def warm_up(config: PipelineConfig, camera: Camera) -> None:
             camera.width,
             camera.height,
         )
-        one_window = dataclasses.replace(config, window_events=size, window_ms=0.0, min_events=10)
+        one_window = dataclasses.replace(
+            config, motion_model="rotation", depth="none", imu="off", window_events=size,
+            window_ms=0.0, min_events=10, output_rate_hz=0.0, max_events=size,
+        )  # fmt: skip
         Pipeline(one_window, camera).push(events)

@@ -14,6 +14,8 @@ from launch_ros.substitutions import FindPackageShare
 PACKAGE = "event_binning_grad"
 DEFAULT_PARAMETERS = PathJoinSubstitution([FindPackageShare(PACKAGE), "config", "default.yaml"])
 
+TOPICS = ("events", "camera_info", "depth", "range", "imu")
+
 
 def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
@@ -23,6 +25,9 @@ def generate_launch_description() -> LaunchDescription:
             _argument("namespace", "", "namespace of the node"),
             _argument("events", "/event_camera/events", "topic of the event packets"),
             _argument("camera_info", "/event_camera/camera_info", "topic of the calibration"),
+            _argument("depth", "/event_camera/depth", "topic of the depth images"),
+            _argument("range", "/event_camera/range", "topic of the range finder"),
+            _argument("imu", "/event_camera/imu", "topic of the IMU"),
             _argument("calibration_file", "", "calibration to use instead of that topic"),
             _argument("use_sim_time", "false", "take the time from /clock"),
             OpaqueFunction(function=_start),
@@ -44,10 +49,7 @@ def _start(context: LaunchContext) -> list[Node]:
             name=LaunchConfiguration("name"),
             namespace=LaunchConfiguration("namespace"),
             parameters=parameters,
-            remappings=[
-                ("~/events", LaunchConfiguration("events")),
-                ("~/camera_info", LaunchConfiguration("camera_info")),
-            ],
+            remappings=[(f"~/{topic}", LaunchConfiguration(topic)) for topic in TOPICS],
             output="screen",
         )
     ]

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from event_binning_grad.events.types import Events
 from event_binning_grad.geometry import Camera
@@ -79,6 +80,61 @@ def simulated(small_camera: Camera, scene: Scene) -> Simulator:
         return cache[key]
 
     return simulate
+
+
+@pytest.fixture(scope="session")
+def turning(simulated: Simulator) -> Events:
+    """9000 events of a camera that turns at (1, -2, 3) rad/s."""
+    return simulated((1.0, -2.0, 3.0), 0.1)[:9000]
+
+
+PointEvents = Callable[..., Events]
+InverseDepth = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Vector = tuple[float, float, float]
+
+
+@pytest.fixture(scope="session")
+def point_events(small_camera: Camera) -> PointEvents:
+    """Events of bright points, on the pixels where the small camera sees them; exact truth.
+
+    point_events(omega, alpha, v, inverse_depth, ...) -> Events whose mean time is about start_ns,
+    the reference time: there the camera has angular velocity omega (rad/s) and linear velocity v
+    (m/s), the points are at inverse_depth(X/Z, Y/Z) in 1/m, and from there its place goes by v t
+    and its attitude by Exp(omega t + alpha t^2 / 2). A point is as likely to fire at any time.
+    """
+
+    def make(
+        omega: Vector = (0.0, 0.0, 0.0),
+        alpha: Vector = (0.0, 0.0, 0.0),
+        v: Vector = (0.0, 0.0, 0.0),
+        inverse_depth: InverseDepth = lambda x, y: 0 * x,
+        *,
+        events: int = 20_000,
+        points: int = 500,
+        span_s: float = 0.04,
+        noise: float = 0.1,
+        start_ns: int = 1_000_000_000,
+        seed: int = 0,
+    ) -> Events:
+        rng = np.random.default_rng(seed)
+        rays = np.ones((points, 3))
+        rays[:, :2] = rng.uniform((-0.85, -0.65), (0.85, 0.65), (points, 2))
+        rho = inverse_depth(rays[:, 0], rays[:, 1])
+        which = rng.integers(0, points, events)
+        tau = np.sort(rng.uniform(-span_s / 2, span_s / 2, events))[:, None]
+        turned = Rotation.from_rotvec(np.array(omega) * tau + np.array(alpha) * tau**2 / 2)
+        seen = turned.inv().apply(rays[which] - tau * rho[which, None] * np.array(v))
+        pixels = np.rint(small_camera.project(seen)).astype(int)
+        size = (small_camera.width, small_camera.height)
+        stray = rng.random(events) < noise
+        pixels[stray] = rng.integers(0, size, (stray.sum(), 2))
+        inside = ((pixels >= 0) & (pixels < size)).all(axis=1) & (seen[:, 2] > 0)
+        t = start_ns + np.rint(tau[inside, 0] * 1e9).astype(np.int64)
+        x, y = pixels[inside].T.astype(np.uint16)
+        p = rng.integers(0, 2, len(t), dtype=np.uint8)
+        return Events(t, x, y, p, *size)
+
+    return make
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from event_binning_grad.events.types import stamp_to_ns
 
 EVENTS = "/event_camera/events"
 CAMERA_INFO = "/event_camera/camera_info"
+DEPTH, RANGE, IMU = "/event_camera/depth", "/event_camera/range", "/event_camera/imu"
 # Generous: a test machine may be busy, and numba may have to compile.
 START_S = 240.0
 STOP_S = 5.0
@@ -95,8 +96,8 @@ class Listener:
 
     def __post_init__(self) -> None:
         subscribe = self.node.create_subscription
-        subscribe(TwistWithCovarianceStamped, f"/{self.name}/twist", self._on_twist, 100)
-        subscribe(TimeReference, f"/{self.name}/window", self.windows.append, 100)
+        subscribe(TwistWithCovarianceStamped, f"/{self.name}/twist", self._on_twist, 1000)
+        subscribe(TimeReference, f"/{self.name}/window", self.windows.append, 1000)
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, 100)
 
     def listen_to_images(self) -> None:
@@ -169,7 +170,8 @@ class Ros:
     def start_node(self, *parameters: str, ready: bool = True) -> tuple[Process, Listener]:
         """A perception node with a name of its own; ready means that it has subscribed."""
         name = f"perception_{next(_names)}"
-        remaps = (f"__node:={name}", f"~/events:={EVENTS}", f"~/camera_info:={CAMERA_INFO}")
+        topics = ("events", "camera_info", "depth", "range", "imu")
+        remaps = [f"__node:={name}", *(f"~/{topic}:=/event_camera/{topic}" for topic in topics)]
         arguments = ["--ros-args", *(word for remap in remaps for word in ("-r", remap))]
         arguments += ["-p", "diagnostics_period_s:=0.5"]
         process = self.start("node", *arguments, *parameters)
@@ -201,11 +203,12 @@ class Ros:
 
 
 @contextmanager
-def ros_session(directory: Path) -> Iterator[Ros]:
+def ros_session(directory: Path, *arguments: str) -> Iterator[Ros]:
+    """arguments: of ROS, for the nodes in this process."""
     isolate_ros()
     own = not rclpy.ok()
     if own:
-        rclpy.init(args=[])
+        rclpy.init(args=list(arguments))
     ros = Ros(directory)
     try:
         yield ros

@@ -271,53 +271,141 @@ def test_ratios_say_how_many_times_as_long_and_a_missing_pass_is_a_dash(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], ["operator", "egomotion"]),
-        (["egomotion"], ["egomotion"]),
+        ([], ["operator", "egomotion", "cuda"]),
+        (["egomotion", "--part", "slow", "--part", "changing"], ["egomotion"]),
         (["egomotion", "operator", "--quick"], ["operator", "egomotion"]),
     ],
 )
 def test_bench_runs_the_sections_that_are_named(
     arguments: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    ran: list[tuple[str, bool]] = []
+    ran: list[tuple[str, bool, int]] = []
 
     def section(name: str) -> Any:
-        return lambda console, quick: ran.append((name, quick)) or [name]
+        return lambda _, settings, parts: ran.append((name, settings.quick, len(parts))) or [name]
 
     monkeypatch.setattr(bench, "SECTIONS", {name: section(name) for name in bench.SECTIONS})
     path = tmp_path / "new" / "figures.json"
     assert cli.main(["bench", *arguments, "--json", str(path)]) == 0
-    assert ran == [(name, "--quick" in arguments) for name in expected]
+    quick, parts = "--quick" in arguments, arguments.count("--part")
+    assert ran == [(name, quick, parts) for name in expected]
     report = json.loads(path.read_text())
     assert list(report) == ["machine", *expected]
     assert report["machine"]["cores"] >= 1
     assert all(report[name] == [name] for name in expected)
 
 
-def test_an_unknown_section_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["bench", "operator", "speed"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == (
-        "event-binning-grad bench: section 'speed': expected one of operator, egomotion, or none\n"
-    )
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["operator", "speed"],
+            "section 'speed': expected one of operator, egomotion, cuda, or none",
+        ),
+        (["egomotion", "--part", "speed"], "part 'speed': expected one of throughput, overload, "),
+        (["egomotion", "--part", "hand_held", "--poses", "/absent"], "/absent cannot be read as "),
+    ],
+)
+def test_an_unknown_name_is_refused_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["bench", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"event-binning-grad bench: {message}")
+    assert err.count("\n") == 1
 
 
-def test_egomotion_section_keeps_its_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    path = tmp_path / "figures.json"
-    assert cli.main(["bench", "egomotion", "--quick", "--json", str(path)]) == 0
-    rows = json.loads(path.read_text())["egomotion"]
-    assert [(row["sensor"], row["back_end"]) for row in rows] == [
-        ("240x180", "fused"),
-        ("240x180", "torch"),
-    ]
+def egomotion_rows(part: str, path: Path, *arguments: str) -> list[dict[str, Any]]:
+    """What the command writes of a part, measured quickly."""
+    file = path / "figures.json"
+    command = ["bench", "egomotion", "--quick", "--part", part, "--json", str(file)]
+    assert cli.main([*command, *arguments]) == 0
+    figures = json.loads(file.read_text())["egomotion"]
+    assert list(figures) == [part]
+    return figures[part]
+
+
+def test_throughput_is_that_of_the_pipeline_and_of_plain_torch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    rows = egomotion_rows("throughput", tmp_path)
+    assert {("240x180", "fused"), ("240x180", "torch")} <= {
+        (row["sensor"], row["back_end"]) for row in rows
+    }
     for row in rows:
         assert row["windows"] >= 1
         assert row["events_per_second"] > 0
         assert 0 < row["window_ms_p50"] <= row["window_ms_p99"]
         assert row["iterations_mean"] >= 1
     assert rows[0]["rms_deg_s"] < 1.5
-    assert "times as fast as plain torch" in capsys.readouterr().out
+    assert "fused, cuda: the pipeline" in capsys.readouterr().out
+
+
+def test_overload_says_what_was_left_out(tmp_path: Path):
+    rows = egomotion_rows("overload", tmp_path)
+    assert [row["windows"] for row in rows] == ["default", "20 ms"]
+    for row in rows:
+        assert 0 < row["used_share"] <= 1
+        assert row["real_time_factor"] > 0
+        assert row["rms_ratio"] == pytest.approx(row["rms_deg_s"] / row["all_events_rms_deg_s"])
+
+
+def test_independent_packets_are_solved_by_all_methods(tmp_path: Path):
+    (row,) = egomotion_rows("packets", tmp_path)
+    assert (row["events"], row["rate_rad_s"], row["packets"]) == (5000, 4.0, 3)
+    assert row["rms_deg_s"] < 10
+    assert row["baseline_rms_deg_s"] < 10
+    assert row["baseline_evaluations_mean"] > 1
+
+
+def test_streams_say_when_the_track_was_lost(tmp_path: Path):
+    (row,) = egomotion_rows("changing", tmp_path)
+    assert row["rms_deg_s"] < 2
+    assert row["off_share"] == 0
+    assert row["longest_off_s"] == 0
+    assert row["longest_silence_s"] < 0.2
+    assert row["baseline_rms_deg_s"] < 5
+
+
+def test_without_poses_the_hand_held_part_is_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    assert egomotion_rows("hand_held", tmp_path) == []
+    assert "left out: no --poses FILE" in capsys.readouterr().out
+
+
+def test_a_measured_track_is_simulated(data_dir: Path, tmp_path: Path):
+    poses = data_dir / "ecd_shapes_rotation" / "groundtruth.txt"
+    (row,) = egomotion_rows("hand_held", tmp_path, "--poses", str(poses))
+    assert row["duration_s"] == pytest.approx(1.5, abs=0.05)
+    assert row["rms_deg_s"] < 15
+
+
+def test_cold_starts_are_counted_by_scene(tmp_path: Path):
+    rows = egomotion_rows("cold_start", tmp_path)
+    assert [row["scene"] for row in rows] == ["texture", "shapes"]
+    assert all(row["windows"] == 3 and row["within_5_deg_s"] > 0.3 for row in rows)
+
+
+def test_slow_motion_pulls_the_baseline_to_zero(tmp_path: Path):
+    rows = egomotion_rows("slow", tmp_path)
+    assert [row["camera"] for row in rows] == ["distorted", "ideal pinhole"]
+    for row in rows:
+        assert abs(row["scale_error"]) < abs(row["baseline_scale_error"])
+
+
+def test_consistency_compares_the_error_with_what_is_said(tmp_path: Path):
+    (row,) = egomotion_rows("consistency", tmp_path)
+    assert row["nees_mean"] > 0
+    assert 0.1 < row["rms_deg_s"] / row["std_deg_s"] < 10
+
+
+def test_known_depth_gives_the_linear_velocity(tmp_path: Path):
+    (row,) = egomotion_rows("depth", tmp_path)
+    assert row["linear_velocity_rms_percent"] == pytest.approx(
+        100 * row["linear_velocity_rms_m_s"] / row["true_linear_velocity_rms_m_s"]
+    )
+    assert row["linear_velocity_rms_percent"] < 40
 
 
 # Peak memory of one backward pass. Large blocks must come from the system and go back to it, or

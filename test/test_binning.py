@@ -385,7 +385,7 @@ def test_back_end_is_chosen_by_device_and_dimensions(monkeypatch: pytest.MonkeyP
     assert backend.back_end(torch.zeros(1, 1, 4)) is reference
     assert backend.back_end(torch.zeros(1, 1, 2, device="meta")) is reference
     on_gpu: Any = SimpleNamespace(shape=(1, 1, 2), device=torch.device("cuda"))
-    monkeypatch.setattr(backend, "_has_triton", lambda: False)
+    monkeypatch.setattr(backend, "has_triton", lambda: False)
     assert backend.back_end(on_gpu) is reference
 
 

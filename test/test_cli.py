@@ -18,17 +18,21 @@ from event_binning_grad.events.bags import write_bag
 from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.types import Events
+from event_binning_grad.simulate import SimulationConfig, write_simulation
 
-COMMANDS = ("demo", "replay", "evaluate", "simulate", "bias", "bench")
+COMMANDS = ("demo", "replay", "evaluate", "compare", "simulate", "bias", "bench")
 
 JSON_KEYS = {
     "recording", "events", "windows", "duration_s", "angular_velocity_rms_deg_s",
     "angular_velocity_rms_per_axis_deg_s", "events_per_second", "window_ms_p50", "window_ms_p99",
-    "iterations_mean", "device", "gradient",
+    "iterations_mean", "device", "gradient", "linear_velocity_rms_m_s",
+    "linear_velocity_rms_per_axis_m_s", "linear_velocity_rms_percent", "nees_mean",
+    "true_linear_velocity_rms_m_s", "used_events_share", "motion_model", "output_rate_hz",
 }  # fmt: skip
 
 CSV_HEADER = (
-    "stamp_s,wx,wy,wz,vx,vy,vz,c00,c01,c02,c10,c11,c12,c20,c21,c22,events,iterations,status"
+    "stamp_s,wx,wy,wz,vx,vy,vz,c00,c01,c02,c10,c11,c12,c20,c21,c22,events,iterations,status,"
+    "cv00,cv01,cv02,cv10,cv11,cv12,cv20,cv21,cv22,used_events"
 )
 
 
@@ -87,6 +91,10 @@ def test_evaluate_a_simulated_recording(
     assert 0 < figures["window_ms_p50"] <= figures["window_ms_p99"]
     assert figures["iterations_mean"] >= 1
     assert (figures["device"], figures["gradient"]) == ("cpu", "unbiased")
+    assert (figures["motion_model"], figures["output_rate_hz"]) == ("rotation", 0)
+    assert figures["linear_velocity_rms_m_s"] is None
+    assert figures["nees_mean"] > 0
+    assert figures["used_events_share"] == pytest.approx(1, abs=0.02)
     assert sum(figures["windows_by_status"].values()) == figures["windows"]
     assert f"{figures['events']:,}" in out
 
@@ -98,7 +106,8 @@ def test_evaluate_a_simulated_recording(
     assert stamps == sorted(stamps)
     assert sum(int(row["events"]) for row in rows) == figures["events"]
     for row in rows:
-        assert row["vx"] == row["vy"] == row["vz"] == ""
+        assert row["vx"] == row["vy"] == row["vz"] == row["cv00"] == ""
+        assert row["status"] == "too_few_events" or row["used_events"] == row["events"]
         covariance = np.array([[float(row[f"c{i}{j}"]) for j in range(3)] for i in range(3)])
         if row["status"] == "ok":
             assert np.linalg.eigvalsh(covariance)[0] > 0
@@ -116,6 +125,86 @@ def test_evaluate_by_time_with_the_raw_gradient(
     figures = json.loads(report.read_text())
     assert figures["gradient"] == "raw"
     assert figures["windows"] == pytest.approx(20, abs=1)
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A camera before a plane, 1 m away at the start, with depth images, ranges and a gyroscope."""
+    path = tmp_path_factory.mktemp("cli") / "moving"
+    config = SimulationConfig(
+        0.3, 240, 180, scene="plane", peak_rad_s=(2.0, 2.0, 2.0), peak_m_s=(1.5, 1.5, 1.5),
+        frequency_hz=(0.7, 2.0), depth_hz=60.0, range_hz=100.0, imu_hz=200.0,
+    )  # fmt: skip
+    write_simulation(path, config)
+    return path
+
+
+@pytest.mark.parametrize(
+    "depth",
+    [
+        ("--motion-model", "full", "--depth-plane", "0,0,1,1"),
+        ("--motion-model", "full", "--depth-topic", "/event_camera/depth"),
+        ("--motion-model", "full", "--depth-range", "--imu", "prior"),
+        ("--motion-model", "translation", "--depth", "1", "--imu", "fixed"),
+    ],
+    ids=["plane", "depth images", "range and gyroscope prior", "distance and gyroscope"],
+)
+def test_linear_velocity_is_scored(
+    moving: Path, depth: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    report, table = tmp_path / "report.json", tmp_path / "rows.csv"
+    code, out, err = run(
+        capsys, "evaluate", moving, *depth, "--output-rate", 50, "--json", report, "--csv", table
+    )
+    assert (code, err) == (0, "")
+    figures = json.loads(report.read_text())
+    assert figures["motion_model"] == depth[1]
+    assert figures["output_rate_hz"] == 50
+    rms, true = figures["linear_velocity_rms_m_s"], figures["true_linear_velocity_rms_m_s"]
+    assert rms < 0.3 * true
+    assert figures["linear_velocity_rms_percent"] == pytest.approx(100 * rms / true)
+    per_axis = figures["linear_velocity_rms_per_axis_m_s"]
+    assert math.sqrt(np.mean(np.square(per_axis))) == pytest.approx(rms)
+    assert figures["linear_velocities_compared"] > 3
+    assert figures["linear_nees_mean"] > 0
+    assert "linear velocity RMS" in out
+    rows = [row for row in csv.DictReader(table.read_text().splitlines()) if row["status"] == "ok"]
+    for row in rows:
+        covariance = np.array([[float(row[f"cv{i}{j}"]) for j in range(3)] for i in range(3)])
+        assert np.linalg.eigvalsh(covariance)[0] > 0
+        assert all(math.isfinite(float(row[f"v{a}"])) for a in "xyz")
+
+
+def test_a_plane_is_moved_by_measured_poses(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path, report = data_dir / "ecd_poster_6dof_window", tmp_path / "report.json"
+    plane = "0.252,-0.441,0.861,0.697"
+    code, _, err = run(
+        capsys, "evaluate", path, "--motion-model", "full", "--depth-plane", plane,
+        "--window-events", 19_000, "--json", report,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    figures = json.loads(report.read_text())
+    assert figures["linear_velocities_compared"] == 2
+    assert figures["linear_velocity_rms_percent"] < 40
+
+
+def test_the_kind_of_estimation_can_be_chosen(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    report = tmp_path / "report.json"
+    options = [
+        "--objective", "mean_square", "--no-angular-acceleration", "--window-px", 15,
+        "--output-rate", 20, "--binning", "linear", "--reconstruction", "linear",
+    ]  # fmt: skip
+    code, _, err = run(capsys, "evaluate", recording, *options, "--json", report)
+    assert (code, err) == (0, "")
+    figures = json.loads(report.read_text())
+    assert figures["objective"] == "mean_square"
+    assert figures["angular_acceleration"] is False
+    assert (figures["window_px"], figures["output_rate_hz"]) == (15, 20)
+    assert figures["windows"] == pytest.approx(10, abs=1)
 
 
 def test_published_shapes_rotation(data_dir: Path, tmp_path: Path):
@@ -196,6 +285,20 @@ def bad_inputs(tmp_path: Path) -> dict[str, list[object]]:
         "negative window": ["evaluate", good, "--window-ms", -1],
         "window not a number": ["evaluate", good, "--window-ms", "nan"],
         "window too small": ["evaluate", good, "--window-events", 50],
+        "full without depth": ["evaluate", good, "--motion-model", "full"],
+        "depth below zero": ["evaluate", good, "--motion-model", "full", "--depth", -1],
+        "plane of three numbers": [
+            "evaluate", good, "--motion-model", "full", "--depth-plane", "0,0,1"
+        ],
+        "plane of words": ["evaluate", good, "--motion-model", "full", "--depth-plane", "a,b,c,d"],
+        "no depth topic": ["evaluate", good, "--motion-model", "full", "--depth-topic", "/depth"],
+        "no ranges": ["evaluate", good, "--motion-model", "full", "--depth-range"],
+        "no gyroscope": ["evaluate", good, "--imu", "start"],
+        "unknown objective": ["evaluate", good, "--objective", "beauty"],
+        "unknown kernel": ["evaluate", good, "--binning", "round"],
+        "negative rate": ["evaluate", good, "--output-rate", -5],
+        "compare: unknown solver": ["compare", good, "--solvers", "magic"],
+        "compare: too few events": ["compare", good],
         "JSON into a folder": ["evaluate", good, "--json", tmp_path],
         "CSV below a file": ["evaluate", good, "--csv", tmp_path / "calib.txt" / "rows.csv"],
         "size": ["simulate", "--out", tmp_path / "s", "--size", "huge"],
@@ -236,7 +339,9 @@ def test_bad_input_prints_no_traceback(tmp_path: Path):
     "arguments",
     [[], ["nonsense"], ["evaluate"], ["evaluate", "x", "--gradient", "none"], ["simulate"],
      ["evaluate", "x", "--window-events", "5", "--window-ms", "5"],
-     ["evaluate", "x", "--window-events", "many"]],
+     ["evaluate", "x", "--window-events", "many"],
+     ["evaluate", "x", "--depth", "1", "--depth-range"],
+     ["evaluate", "x", "--motion-model", "warp"]],
 )  # fmt: skip
 def test_bad_options_are_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     code, _, err = run(capsys, *arguments)

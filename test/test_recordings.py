@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,19 @@ from event_binning_grad.errors import CalibrationError, PacketError, RecordingEr
 from event_binning_grad.events import text
 from event_binning_grad.events.bags import (
     CAMERA_INFO_TOPIC,
+    DEPTH_TOPIC,
     EVENT_PACKET_TYPE,
     EVENTS_TOPIC,
     GROUND_TRUTH_TOPIC,
     BagRecording,
     typestore,
     write_bag,
+)
+from event_binning_grad.events.companions import (
+    SensorError,
+    to_angular_velocity,
+    to_depth,
+    to_range,
 )
 from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.encoder import packetize
@@ -336,6 +344,111 @@ def test_a_written_bag_is_in_the_order_of_arrival(tmp_path: Path):
     twists = [m.bag_time_ns for m in messages if m.topic == GROUND_TRUTH_TOPIC]
     assert events.t[0] - 10**8 <= twists[0] <= events.t[0]
     assert events.t[-1] <= twists[-1] <= events.t[-1] + 10**8
+
+
+def test_other_sensors_come_back_from_a_written_bag(tmp_path: Path):
+    events = made_events()
+    start, last = int(events.t[0]), int(events.t[-1])
+    rng = np.random.default_rng(5)
+    depth = rng.uniform(0.5, 3.0, (3, 4, 6)).astype(np.float32)
+    depth[1, 2, 3] = np.nan
+    stamps = [start + k * 300_000_000 for k in range(3)]
+    rates = [(start + k * 10_000_000, rng.normal(size=3)) for k in range(200)]
+    write_bag(
+        tmp_path / "bag", packetize(events, 4.0), INFO,
+        depth_images=zip(stamps, depth, strict=True),
+        ranges=iter([(start, 1.5), (start + 10**8, np.nan), (start + 2 * 10**8, 0.25)]),
+        imu=iter(rates),
+    )  # fmt: skip
+    recording = BagRecording(tmp_path / "bag")
+    assert recording.topics[DEPTH_TOPIC] == "sensor_msgs/msg/Image"
+    images = list(recording.depth_images())
+    assert [stamp for stamp, _ in images] == stamps
+    assert images[0][1].dtype == np.float32
+    assert np.array_equal(np.stack([image for _, image in images]), depth, equal_nan=True)
+    assert list(recording.ranges()) == [(start, 1.5), (start + 2 * 10**8, 0.25)]
+    assert recording.unusable() == {"unreadable_messages": 0, "unusable_readings": 1}
+    got = list(recording.imu())
+    kept = [rate for rate in rates if rate[0] <= last + 10**8]  # no later than 0.1 s after
+    assert 0 <= len(got) - len([rate for rate in rates if rate[0] <= last]) <= 10
+    for (stamp, omega), (true_stamp, true_omega) in zip(got, kept, strict=True):
+        assert stamp == true_stamp
+        assert np.array_equal(omega, true_omega)
+    times = [m.bag_time_ns for m in recording.raw_messages()]
+    assert times == sorted(times)
+
+
+def test_other_sensors_are_read_as_they_come(tmp_path: Path):
+    events = made_events(100)
+    write_bag(tmp_path / "bag", packetize(events, 4.0))
+    recording = BagRecording(tmp_path / "bag")
+    for readings in (recording.depth_images(), recording.ranges(), recording.imu()):
+        assert list(readings) == []
+
+    def pulled():
+        for k in range(10**9):  # never held together: it would not end
+            yield int(events.t[0]) + k * 10**6, np.zeros(3)
+
+    write_bag(tmp_path / "endless", packetize(events, 4.0), imu=pulled())
+    assert 900 < len(list(BagRecording(tmp_path / "endless").imu())) < 1200
+
+
+def image(values: np.ndarray, encoding: str, padding: int = 0) -> SimpleNamespace:
+    rows = values.reshape(len(values), -1)
+    data = np.pad(rows.view(np.uint8), ((0, 0), (0, padding)), constant_values=255)
+    return SimpleNamespace(
+        height=values.shape[0],
+        width=values.shape[1],
+        encoding=encoding,
+        is_bigendian=int(values.dtype.byteorder == ">"),
+        step=data.shape[1],
+        data=data.tobytes(),
+    )
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<u2", ">u2"])
+def test_depth_images_of_every_encoding(kind: str, padding: int):
+    metres = np.array([[0.5, 1.25, 0.0], [3.0, 0.001, 60.0]])
+    values = metres if "f" in kind else np.rint(metres * 1000)
+    encoding = "32FC1" if "f" in kind else "16UC1"
+    depth = to_depth(image(np.ascontiguousarray(values, kind), encoding, padding))
+    assert depth.dtype == np.float32
+    assert np.allclose(depth, np.where(metres > 0, metres, np.nan), equal_nan=True)
+    odd = np.array([[np.nan, np.inf, -1.0, 2.0]], "<f4")
+    assert np.array_equal(
+        to_depth(image(odd, "32FC1")), [[np.nan, np.nan, np.nan, 2]], equal_nan=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoding": "mono8"}, "encoding 'mono8', expected 16UC1"),
+        ({"step": 4}, "8 bytes for 2x1 pixels"),
+        ({"data": b"123"}, "3 bytes for 2x1 pixels"),
+        ({"height": 0}, "8 bytes for 2x0 pixels"),
+    ],
+)
+def test_images_that_are_no_depth_are_refused(changes: dict, message: str):
+    with pytest.raises(SensorError, match=message) as caught:
+        to_depth(SimpleNamespace(**(vars(image(np.ones((1, 2), "<f4"), "32FC1")) | changes)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sensor_that_measured_nothing_is_refused():
+    for value in (np.nan, np.inf, 0.0, -1.0, 0.1, 5.0):
+        with pytest.raises(SensorError, match=r"within the sensor's limits of 0\.2 to 4 m"):
+            to_range(SimpleNamespace(range=value, min_range=0.2, max_range=4.0))
+    assert to_range(SimpleNamespace(range=0.2, min_range=0.2, max_range=4.0)) == 0.2
+    imu = SimpleNamespace(
+        angular_velocity=SimpleNamespace(x=1.0, y=np.nan, z=0.0), angular_velocity_covariance=[0.0]
+    )
+    with pytest.raises(SensorError, match="expected finite numbers"):
+        to_angular_velocity(imu)
+    imu.angular_velocity.y, imu.angular_velocity_covariance = 2.0, [-1.0]
+    with pytest.raises(SensorError, match="no angular velocity"):
+        to_angular_velocity(imu)
 
 
 def slots(events: Events) -> list[Events]:

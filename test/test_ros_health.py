@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,14 @@ from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.types import Events
 from event_binning_grad.pipeline import Pipeline, PipelineCounters
 from event_binning_grad.ros import health
-from event_binning_grad.ros.health import Activity, Level, Report, assess, figures
+from event_binning_grad.ros.health import (
+    Activity,
+    Level,
+    Report,
+    SensorReport,
+    assess,
+    figures,
+)
 from event_binning_grad.ros.packet_queue import PacketQueue
 
 BEFORE = Report(
@@ -35,9 +44,11 @@ BEFORE = Report(
     last_arrival_s=100.0,
     published=50,
     last_published_s=100.0,
+    track_repairs=0,
     last_discontinuity="",
     device="cpu",
     gradient="unbiased",
+    motion_model="full",
 )
 
 
@@ -81,6 +92,11 @@ def test_a_good_second_is_ok() -> None:
             ["6 of 8 windows", "5 no_structure", "1 not_converged", "no texture"],
         ),
         ({"counters": counters(), "last_published_s": 90.0}, Level.WARN, ["no window fills"]),
+        (
+            {"counters": replace(counters(ok=30), skipped_windows=20)},
+            Level.WARN,
+            ["20 of 50 windows left out", "lower output_rate_hz"],
+        ),
     ],
 )
 def test_what_is_wrong_is_said(changes: dict, level: Level, words: list[str]) -> None:
@@ -88,6 +104,73 @@ def test_what_is_wrong_is_said(changes: dict, level: Level, words: list[str]) ->
     assert found == level
     assert all(word in text for word in words), text
     assert "\n" not in text
+
+
+DEPTH = SensorReport(
+    name="depth",
+    needed_by="motion_model full with depth image",
+    topic="/camera/depth",
+    publishers=1,
+    received=30,
+    refused=0,
+    dropped=0,
+    last_refusal="",
+    last_arrival_s=100.95,
+    behind_s=0.02,
+)
+
+
+def test_a_sensor_that_works_is_not_mentioned() -> None:
+    assert assess(BEFORE, replace(NOW, sensors=(DEPTH,))) == (Level.OK, "publishing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        (
+            {"received": 0, "publishers": 0, "behind_s": math.nan},
+            Level.WARN,
+            [
+                "motion_model full with depth image: no depth yet on /camera/depth",
+                "nobody publishes it",
+                "remap ~/depth",
+            ],
+        ),
+        ({"received": 0}, Level.WARN, ["no depth yet", "nothing comes"]),
+        ({"last_arrival_s": 95.0}, Level.ERROR, ["no depth on /camera/depth for 6 s", "stopped"]),
+        (
+            {"refused": 3, "last_refusal": "encoding 'mono8'"},
+            Level.WARN,
+            ["3 messages on /camera/depth refused", "encoding 'mono8'"],
+        ),
+        ({"behind_s": 40.0}, Level.WARN, ["40.0 s behind those of the events", "one clock"]),
+        ({"behind_s": -9.0}, Level.WARN, ["9.0 s ahead of those of the events", "one clock"]),
+    ],
+)
+def test_what_is_wrong_with_a_sensor_is_said(changes: dict, level: Level, words: list[str]) -> None:
+    now = replace(NOW, sensors=(replace(DEPTH, **changes),))
+    found, text = assess(replace(BEFORE, sensors=(DEPTH,)), now)
+    assert found == level
+    assert all(word in text for word in words), text
+    assert "\n" not in text
+
+
+def test_refused_messages_of_before_are_not_said_again() -> None:
+    refusing = (replace(DEPTH, refused=3, last_refusal="encoding 'mono8'"),)
+    before, now = replace(BEFORE, sensors=refusing), replace(NOW, sensors=refusing)
+    assert assess(before, now) == (Level.OK, "publishing")
+
+
+def test_figures_of_a_sensor() -> None:
+    values = figures(BEFORE, replace(NOW, sensors=(replace(DEPTH, refused=2, dropped=1),)))
+    assert (values["depth messages"], values["depth refused"]) == ("30", "2")
+    assert values["depth dropped"] == "1"
+    assert values["depth age s"] == "0.050"
+    assert values["depth behind events s"] == "0.020"
+    never = replace(DEPTH, name="imu", received=0, behind_s=math.nan)
+    values = figures(BEFORE, replace(NOW, sensors=(never,)))
+    assert (values["imu age s"], values["imu behind events s"]) == ("", "")
+    assert not any(name.startswith("depth") for name in values)
 
 
 def test_the_worst_comes_first() -> None:
@@ -99,16 +182,33 @@ def test_the_worst_comes_first() -> None:
     assert text.endswith("no calibration")
 
 
-def test_every_status_has_advice() -> None:
-    for status in Status:
-        if not status.ok:
-            now = replace(NOW, counters=counters(**{status.name.lower(): 3}))
-            assert f"3 {status.value}" in assess(BEFORE, now)[1]
+def test_a_hiccup_is_not_said() -> None:
+    now = replace(NOW, counters=replace(counters(ok=48), skipped_windows=4))
+    assert assess(BEFORE, now) == (Level.OK, "publishing")
+
+
+@pytest.mark.parametrize("status", [status for status in Status if not status.ok])
+def test_every_status_has_advice(status: Status) -> None:
+    now = replace(NOW, counters=counters(**{status.name.lower(): 3}))
+    found = assess(BEFORE, now)[1]
+    assert f"(3 {status.value}): " in found
+    assert not found.endswith(": ")
 
 
 def test_figures_are_plain_text_and_counts_plain_integers() -> None:
-    activity = Activity([3.0, 5.0, 40.0], [2.0, 4.0, 6.0], [3, 3, 6], [1.5, float("nan"), 2.5])
-    values = figures(BEFORE, replace(NOW, activity=activity))
+    activity = Activity(
+        [3.0, 5.0, 40.0],
+        [2.0, 4.0, 6.0],
+        [3, 3, 6],
+        [1.5, math.nan, 2.5],
+    )
+    before = replace(BEFORE, counters=replace(counters(), window_events=5000, used_events=5000))
+    since = replace(
+        counters(), window_events=45_000, used_events=35_000, searches=3,
+        skipped_windows=2, skipped_events=20_000,
+    )  # fmt: skip
+    now = replace(NOW, activity=activity, counters=since, track_repairs=2)
+    values = figures(before, now)
     assert all(isinstance(value, str) for value in values.values())
     assert values["packets"] == "1500"
     assert values["published per s"] == "50.0"
@@ -117,18 +217,18 @@ def test_figures_are_plain_text_and_counts_plain_integers() -> None:
     assert values["solve ms mean"] == "4.00"
     assert values["iterations mean"] == "4.00"
     assert values["contrast gain mean"] == "2.00"
-    assert figures(BEFORE, NOW)["lag ms p50"] == ""  # nothing was measured
+    assert values["used events share"] == "0.500"  # 30 of 60 thousand
+    assert (values["skipped windows"], values["skipped events"]) == ("2", "20000")
+    assert (values["track losses"], values["track repairs"]) == ("3", "2")
+    assert values["motion model"] == "full"
+    nothing = figures(BEFORE, NOW)
+    assert nothing["lag ms p50"] == nothing["used events share"] == ""
 
 
 def test_measurements_are_taken_once() -> None:
-    from event_binning_grad.estimation import EgomotionEstimate
-
     measured = health.Measurements()
-    nothing = [float("nan")]
-    measured.add(
-        EgomotionEstimate(0, 0, 0, 9, *[nothing] * 3, 4, 1.5, Status.OK, 0.002),  # type: ignore[arg-type]
-        0.003,
-    )
+    estimate = SimpleNamespace(solve_time_s=0.002, iterations=4, contrast_gain=1.5)
+    measured.add(estimate, 0.003)  # type: ignore[arg-type]
     assert measured.take() == Activity((3.0,), (2.0,), (4,), (1.5,))
     assert measured.take() == Activity()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +15,26 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from event_camera_msgs.msg import EventPacket
-from ros_harness import CAMERA_INFO, EVENTS, START_S, Ros, latencies_s, ros_session
-from sensor_msgs.msg import CameraInfo
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_harness import (
+    CAMERA_INFO,
+    DEPTH,
+    EVENTS,
+    IMU,
+    RANGE,
+    START_S,
+    Listener,
+    Ros,
+    latencies_s,
+    ros_session,
+)
+from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 
 from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.recordings import open_recording, write_bag
 from event_binning_grad.events.types import Events, stamp_to_ns
 from event_binning_grad.pipeline import Pipeline
-from event_binning_grad.ros.messages import UNKNOWN_LINEAR_VARIANCE, to_camera_info, to_packet
+from event_binning_grad.ros.messages import UNKNOWN_VARIANCE, to_camera_info, to_packet
 from event_binning_grad.ros.qos import EVENTS_QOS
 from event_binning_grad.simulate import SimulationConfig, write_simulation
 
@@ -30,6 +42,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 SIMULATION = SimulationConfig(duration_s=2.0, width=160, height=120, peak_rad_s=(3.0, 3.0, 3.0))
 # Nothing is dropped, however slow the machine is.
 PATIENT = ("-p", "queue_ms:=60000.0")
+BEST_EFFORT = ReliabilityPolicy.BEST_EFFORT
 SMALL_WINDOWS = ("-p", "window_events:=8000")
 ON, OFF = 125_183, 218_291  # events of the sample recording test_events_1
 
@@ -54,7 +67,7 @@ def events(recording: Path) -> Events:
     chunks: list[Events] = []
 
     class Gather(Pipeline):
-        def _push_events(self, events: Events) -> list:
+        def _push_events(self, events: Events, estimate: bool) -> list:
             chunks.append(events.copy())
             return []
 
@@ -64,6 +77,10 @@ def events(recording: Path) -> Events:
     merged = Events.concatenate(chunks)
     shift = SIMULATION.start_s * 10**9 - int(merged.t[0])
     return replace(merged, t=merged.t + shift)
+
+
+def as_arguments(parameters: Iterable[str]) -> list[str]:
+    return [word for parameter in parameters for word in ("-p", parameter)]
 
 
 def test_from_bag_to_twist(ros: Ros, recording: Path, tmp_path: Path) -> None:
@@ -99,7 +116,7 @@ def test_from_bag_to_twist(ros: Ros, recording: Path, tmp_path: Path) -> None:
     for twist in listener.twists:
         covariance = np.array(twist.twist.covariance).reshape(6, 6)
         assert (np.linalg.eigvalsh(covariance) > 0).all()
-        assert (np.diag(covariance)[:3] == UNKNOWN_LINEAR_VARIANCE).all()
+        assert (np.diag(covariance)[:3] == UNKNOWN_VARIANCE).all()
         assert (covariance[3:, :3] == 0).all()
         linear = twist.twist.twist.linear
         assert (linear.x, linear.y, linear.z) == (0, 0, 0)
@@ -115,6 +132,44 @@ def test_from_bag_to_twist(ros: Ros, recording: Path, tmp_path: Path) -> None:
         pixels = np.frombuffer(image.data, np.uint8)
         assert pixels.max() == 255
         assert pixels.min() == 0
+
+
+def test_linear_velocity_from_depth_images_in_a_bag(ros: Ros, tmp_path: Path) -> None:
+    """Objects before a wall; the camera turns and moves, a depth camera and an IMU beside it."""
+    config = replace(
+        SIMULATION, duration_s=1.5, scene="layers", peak_rad_s=(1.0, 1.0, 1.0),
+        peak_m_s=(0.6, 0.6, 0.6), depth_hz=30.0, imu_hz=200.0,
+    )  # fmt: skip
+    write_simulation(tmp_path / "bag", config)
+    parameters = ("motion_model:=full", "depth:=image", "imu:=start")
+    _, listener = ros.start_node(*PATIENT, *SMALL_WINDOWS, *as_arguments(parameters))
+    replay = ros.replay(tmp_path / "bag")
+    listener.wait_for(lambda: replay.popen.poll() is not None, 120, "the replay's end")
+    assert replay.wait() == 0, replay.output
+    listener.wait_until_idle()
+
+    assert listener.figure("depth messages") >= 44  # of 46: the first may come too early
+    assert listener.figure("imu messages") >= 290  # of 301
+    assert listener.figure("depth refused") == listener.figure("imu refused") == 0
+    assert abs(float(listener.text("depth behind events s"))) < 0.2
+    assert abs(float(listener.text("imu behind events s"))) < 0.2
+    assert not any("stamps on" in status.message for status in listener.diagnostics)
+
+    truth = open_recording(tmp_path / "bag").ground_truth()
+    assert truth is not None
+    stamps = np.array([stamp_to_ns(twist.header.stamp) for twist in listener.twists])
+    assert len(stamps) > 70  # of 150 that are due
+    linear = [twist.twist.twist.linear for twist in listener.twists]
+    true = truth.linear_at(stamps)
+    assert true is not None
+    error = np.array([[v.x, v.y, v.z] for v in linear]) - true
+    assert np.sqrt(np.nanmean(error**2)) < 0.1
+    assert np.sqrt(np.nanmean(error**2)) < np.sqrt(np.nanmean(true**2)) / 3
+    for twist in listener.twists:
+        covariance = np.array(twist.twist.covariance).reshape(6, 6)
+        assert (np.linalg.eigvalsh(covariance) > 0).all()
+        assert (np.diag(covariance) < 1).all()
+        assert covariance[:3, 3:].any()
 
 
 def test_sample_bags_without_calibration(ros: Ros, data_dir: Path) -> None:
@@ -182,44 +237,125 @@ def test_bad_packets_between_good_ones(ros: Ros, events: Events) -> None:
     assert node.popen.poll() is None
 
 
-def test_overload_keeps_estimates_fresh(ros: Ros, events: Events, tmp_path: Path) -> None:
-    """Small windows cost more than the stream leaves time for."""
-    repeats, rate, queue_s = 8, 4, 0.1
+def write_long(path: Path, events: Events, repeats: int) -> float:
+    """A bag of the events several times one after the other; its length in s."""
     duration_ns = int(events.t[-1] - events.t[0]) + 1000
     stream = (replace(events, t=events.t + k * duration_ns) for k in range(repeats))
     config = SIMULATION.camera()
     info = {"width": config.width, "height": config.height}
     info |= {"distortion_model": config.distortion_model, "d": config.d, "k": config.K}
-    path, log = tmp_path / "long", tmp_path / "published.csv"
     write_bag(path, packetize(stream, 4.0), info)
-    parameters = ("window_events:=1000", "min_events:=500", "max_std_rad_s:=100.0")
-    parameters += (f"queue_ms:={1e3 * queue_s}",)
-    _, listener = ros.start_node(*(word for p in parameters for word in ("-p", p)))
-    replay = ros.replay(path, "--rate", str(rate), "--publish-log", str(log))
-    listener.wait_for(lambda: replay.popen.poll() is not None, 120, "the replay's end")
-    listener.wait_until_idle()
+    return repeats * duration_ns * 1e-9
 
-    published = sum(1 for _ in log.open()) - 1
-    shed = listener.figure("shed packets")
-    assert shed > published / 10
-    assert listener.figure("shed bytes") > 0
-    assert any("dropped: events come faster" in status.message for status in listener.diagnostics)
+
+def assert_estimates_stay_fresh(
+    listener: Listener, log: Path, duration_s: float, longest_s: float
+) -> None:
     # What the node dropped itself does not count as lost on the way, and the other way round.
-    assert listener.figure("decoded packets") + shed == listener.figure("packets")
-    assert listener.figure("packets") + listener.figure("lost packets") <= published
+    published = sum(1 for _ in log.open()) - 1
+    packets = listener.figure("packets")
+    assert listener.figure("decoded packets") + listener.figure("shed packets") == packets
+    assert packets + listener.figure("lost packets") <= published
     # Without a bound the lag would grow to seconds.
     latency = np.array(latencies_s(listener, log))
     assert len(latency) > 20
-    assert np.percentile(latency, 90) < queue_s + 0.9
+    assert np.percentile(latency, 90) < longest_s
     # Estimates come from all of the recording, not only from its begin.
     first_s = stamp_to_ns(listener.twists[0].header.stamp) * 1e-9
     last_s = stamp_to_ns(listener.twists[-1].header.stamp) * 1e-9
-    assert last_s - first_s > 0.8 * repeats * duration_ns * 1e-9
+    assert last_s - first_s > 0.8 * duration_s
+
+
+def test_overload_leaves_windows_out_and_the_stream_whole(
+    ros: Ros, events: Events, tmp_path: Path
+) -> None:
+    """More windows are due than the machine can estimate; it decodes what comes with ease."""
+    path, log = tmp_path / "long", tmp_path / "published.csv"
+    duration_s = write_long(path, events, 5)
+    parameters = ("output_rate_hz:=1000.0", "max_std_rad_s:=100.0", "queue_ms:=2000.0")
+    _, listener = ros.start_node(*as_arguments(parameters))
+    replay = ros.replay(path, "--rate", "2", "--publish-log", str(log))
+    listener.wait_for(lambda: replay.popen.poll() is not None, 120, "the replay's end")
+    listener.wait_until_idle()
+
+    # From half a second on it catches up, long before packets would be dropped.
+    assert_estimates_stay_fresh(listener, log, duration_s, 0.5 + 0.7)
+    windows, skipped = listener.figure("windows"), listener.figure("skipped windows")
+    assert skipped > windows / 10
+    assert windows > 20  # ten a second at least, but for hiccups
+    assert listener.figure("skipped events") > 0
+    assert any("windows left out to keep up" in s.message for s in listener.diagnostics)
+    values = [{v.key: v.value for v in status.values} for status in listener.diagnostics]
+    shares = [float(v["used events share"]) for v in values if v["used events share"]]
+    assert 0 < min(shares) < 0.95
+    assert listener.figure("shed packets") < listener.figure("packets") / 20
+
+
+def test_overload_keeps_estimates_fresh(ros: Ros, events: Events, tmp_path: Path) -> None:
+    """Packets may hardly wait, so that each window's estimation makes some wait too long."""
+    path, log = tmp_path / "long", tmp_path / "published.csv"
+    duration_s = write_long(path, events, 8)
+    parameters = ("window_events:=1000", "output_rate_hz:=0.0", "min_events:=500")
+    parameters += ("max_std_rad_s:=100.0", "queue_ms:=2.0")
+    _, listener = ros.start_node(*as_arguments(parameters))
+    replay = ros.replay(path, "--rate", "4", "--publish-log", str(log))
+    listener.wait_for(lambda: replay.popen.poll() is not None, 120, "the replay's end")
+    listener.wait_until_idle()
+
+    assert_estimates_stay_fresh(listener, log, duration_s, 1.0)
+    assert listener.figure("shed packets") > listener.figure("packets") / 20
+    assert listener.figure("shed bytes") > 0
+    assert listener.figure("discontinuities") > 0
+    assert any("dropped: events come faster" in status.message for status in listener.diagnostics)
+
+
+def test_sensors_are_subscribed_to_judged_and_counted(ros: Ros) -> None:
+    parameters = ("motion_model:=full", "depth:=image", "imu:=prior")
+    node, listener = ros.start_node(*as_arguments(parameters))
+    model = "motion_model full with"
+    listener.wait_for(lambda: "no depth yet" in listener.summary, 30, "the first judgement")
+    assert f"{model} depth image: no depth yet on {DEPTH} (nobody publishes it)" in listener.summary
+    assert f"{model} imu prior: no imu yet on {IMU} (nobody publishes it)" in listener.summary
+
+    sender = ros.new_node()
+    # Reliable, as most drivers of depth cameras publish: best effort loses images of this size.
+    depth_publisher = sender.create_publisher(Image, DEPTH, 10)
+    imu_publisher = sender.create_publisher(Imu, IMU, QoSProfile(depth=10, reliability=BEST_EFFORT))
+    range_publisher = sender.create_publisher(Range, RANGE, 10)
+    listener.wait_for(lambda: bool(depth_publisher.get_subscription_count()), 30, "subscriptions")
+    listener.wait_for(lambda: bool(imu_publisher.get_subscription_count()), 30, "subscriptions")
+    listener.spin_for(0.5)
+    assert not range_publisher.get_subscription_count()
+    depth = Image(height=480, width=640, encoding="32FC1", step=2560)
+    depth.data = array.array("B", np.ones(480 * 640, np.float32).tobytes())
+    imu = Imu()
+    for k in range(20):
+        depth.encoding = "32FC1" if k % 2 else "mono8"
+        imu.angular_velocity.x = 0.5 if k % 4 else float("nan")
+        depth.header.stamp.sec = imu.header.stamp.sec = SIMULATION.start_s + k
+        depth_publisher.publish(depth)
+        imu_publisher.publish(imu)
+        listener.spin_for(0.05)
+    listener.wait_for(lambda: listener.figure("depth messages") == 20, 30, "the last depth")
+    listener.wait_for(lambda: listener.figure("imu messages") == 20, 30, "the last IMU data")
+
+    assert (listener.figure("depth refused"), listener.figure("imu refused")) == (10, 5)
+    assert "encoding 'mono8', expected 16UC1 (mm) or 32FC1 (m)" in listener.text(
+        "depth last refusal"
+    )
+    assert "expected finite numbers" in listener.text("imu last refusal")
+    assert float(listener.text("depth age s")) < 10
+    assert any(f"messages on {DEPTH} refused" in s.message for s in listener.diagnostics)
+    assert f"message on {DEPTH} dropped: encoding 'mono8'" in node.output
+    listener.wait_for(lambda: f"no depth on {DEPTH} for" in listener.summary, 30, "silence")
+    assert listener.level == 2
+    assert node.popen.poll() is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_a_busy_node(ros: Ros, recording: Path, number: signal.Signals) -> None:
-    node, listener = ros.start_node("-p", "window_events:=1000")
+    parameters = ("window_events:=1000", "min_events:=1000", "output_rate_hz:=0.0")
+    node, listener = ros.start_node(*as_arguments(parameters))
     ros.replay(recording, "--loop")
     listener.wait_for(lambda: bool(listener.twists), 60, "the first twist")
     node.send(number)
@@ -244,6 +380,8 @@ def test_signal_ends_a_starting_node(ros: Ros, number: signal.Signals, after_s: 
     ("arguments", "message"),
     [
         (("-p", "gradient:=sideways"), "gradient 'sideways': expected one of unbiased, raw"),
+        (("-p", "imu_to_camera:=[1, 0, 0]"), "imu_to_camera: rotation [1.0, 0.0, 0.0] has 3"),
+        (("-p", "depth_plane:=1.0"), "depth_plane 1.0: expected a list of numbers"),
         (("-p", "queue_ms:=soon"), "queue_ms 'soon' is str, expected float"),
         (("-p", "calibration_file:=/nowhere/camera.yaml"), "/nowhere/camera.yaml"),
         (("--params-file", "/nowhere/params.yaml"), "/nowhere/params.yaml"),

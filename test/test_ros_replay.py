@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import csv
 import signal
 import time
@@ -18,12 +19,19 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 import rclpy
 from event_camera_msgs.msg import EventPacket
 from geometry_msgs.msg import TwistStamped
+from rclpy.serialization import serialize_message
 from ros_harness import CAMERA_INFO, EVENTS, Ros, ros_session
+from rosbags.rosbag2 import StoragePlugin, Writer
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 
 from event_binning_grad.errors import ConfigError, RecordingError
-from event_binning_grad.events.bags import GROUND_TRUTH_TOPIC
+from event_binning_grad.events.bags import (
+    EVENT_PACKET_TYPE,
+    GROUND_TRUTH_TOPIC,
+    BagRecording,
+    typestore,
+)
 from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.types import stamp_to_ns
 from event_binning_grad.ros.qos import EVENTS_QOS
@@ -68,10 +76,12 @@ class Audience:
             (TwistStamped, GROUND_TRUTH_TOPIC, 1000),
             (Clock, "/clock", 1000),
         ):
-            self.node.create_subscription(kind, topic, self._hear(topic), qos)
+            self.hear(kind, topic, qos)
 
-    def _hear(self, topic: str) -> Any:
-        return lambda message: self.heard.append((topic, message))
+    def hear(self, kind: Any, topic: str, qos: Any = 1000) -> None:
+        self.node.create_subscription(
+            kind, topic, lambda message: self.heard.append((topic, message)), qos
+        )
 
     def on(self, topic: str) -> list[Any]:
         return [message for heard, message in self.heard if heard == topic]
@@ -117,6 +127,55 @@ def test_bag_is_published_as_it_is(ros: Ros, bag: Path, tmp_path: Path) -> None:
     clock = [stamp_to_ns(message.clock) for message in audience.on("/clock")]
     assert clock == sorted(clock)
     assert max(np.diff(clock)) == 5_000_000
+
+
+def test_other_sensors_go_where_the_node_expects_them(ros: Ros, bag: Path, tmp_path: Path) -> None:
+    """A robot's bag names its topics as it likes."""
+    path = tmp_path / "robot"
+    range_message, imu = Range(range=1.5, max_range=4.0), Imu()
+    imu.angular_velocity.z = 0.5
+    depth = Image(height=2, width=3, encoding="16UC1", step=6, data=array.array("B", bytes(12)))
+    others = {
+        "/front/depth/image_raw": ("sensor_msgs/msg/Image", depth),
+        "/front/color/image_raw": ("sensor_msgs/msg/Image", depth),
+        "/altimeter": ("sensor_msgs/msg/Range", range_message),
+        "/base/imu": ("sensor_msgs/msg/Imu", Imu()),
+        "/dvs/imu": ("sensor_msgs/msg/Imu", imu),  # the one beside the events
+    }
+    source = BagRecording(bag)
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        store = typestore()
+        events = writer.add_connection("/dvs/events", EVENT_PACKET_TYPE, typestore=store)
+        topics = {
+            name: writer.add_connection(name, kind, typestore=store)
+            for name, (kind, _) in others.items()
+        }
+        for k, raw in enumerate(source.raw_messages([EVENTS])):
+            writer.write(events, raw.bag_time_ns, raw.data)
+            if k % 10 == 0:
+                for name, (_, message) in others.items():
+                    message.header.stamp.nanosec = k
+                    writer.write(topics[name], raw.bag_time_ns, serialize_message(message))
+    audience = Audience(ros)
+    audience.hear(Image, "/event_camera/depth")
+    audience.hear(Image, "/front/color/image_raw")
+    audience.hear(Range, "/event_camera/range")
+    audience.hear(Imu, "/event_camera/imu")
+    audience.hear(Imu, "/base/imu")
+    process = ros.replay(path, "--rate", "4")
+    audience.listen_until_end(process)
+    assert process.wait() == 0, process.output
+
+    stamps = [10 * k for k in range(25)]
+    for topic in ("/event_camera/depth", "/event_camera/range", "/event_camera/imu"):
+        assert [message.header.stamp.nanosec for message in audience.on(topic)] == stamps
+    assert audience.on("/event_camera/depth")[0].encoding == "16UC1"
+    assert audience.on("/event_camera/range")[0].range == 1.5
+    assert all(imu.angular_velocity.z == 0.5 for imu in audience.on("/event_camera/imu"))
+    assert len(audience.on("/front/color/image_raw")) == len(audience.on("/base/imu")) == 25
+    # In the bag's order: a reading comes after the packet before it.
+    topics_heard = [topic for topic, _ in audience.heard]
+    assert topics_heard.index(EVENTS) < topics_heard.index("/event_camera/imu")
 
 
 def test_text_recording_is_encoded(ros: Ros, text_recording: Path) -> None:

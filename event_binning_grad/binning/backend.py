@@ -30,7 +30,7 @@ def back_end(coords: Tensor) -> ModuleType:
         from event_binning_grad.binning import cpu
 
         return cpu
-    if coords.device.type == "cuda" and _has_triton():
+    if coords.device.type == "cuda" and has_triton():
         if torch.are_deterministic_algorithms_enabled():
             return reference
         from event_binning_grad.binning import cuda
@@ -40,7 +40,7 @@ def back_end(coords: Tensor) -> ModuleType:
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
     """Whether Triton is there, and new enough to compile the kernels."""
     try:
         import triton

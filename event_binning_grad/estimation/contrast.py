@@ -1,22 +1,22 @@
-"""Contrast of the image of warped events (IWE) under a rotating camera, with its derivatives.
+"""Contrast of the image of warped events (IWE) under a moving camera, with its derivatives.
 
-The camera turns by theta(tau) = omega tau + alpha tau^2 / 2 between the reference time (the events'
-mean time, tau = 0) and an event. The event's bearing b, seen from the reference time, is
-Exp(theta(tau)) b; its image on the IWE is binned by a bilinear vote; the contrast is the image's
-variance. The gradient is the unbiased one of the binning operator.
-
-The Hessian is the fixed-cotangent one: with c_j = dL/dh_j held fixed, sum_i J_i^T [sum_j c_j
-kappa''] J_i. The term left out nearly cancels because the reference time is amid the events:
+The events' image at the reference time (`motion` has the warp) is binned; the objective, by
+default the image's variance, says how sharp it is. The gradient is the unbiased one of the binning
+operator. The Hessian is the fixed-cotangent one: with c_j = dL/dh_j held fixed, sum_i J_i^T [sum_j
+c_j kappa''] J_i. The term left out nearly cancels because the reference time is amid the events:
 those before and after it pull a pixel opposite ways.
 
-This module is the plain torch path, on any device, through `bin_events`. `contrast_cpu` is its
-fused twin.
+This module is the plain torch path, on any device and for any kernels, through `bin_events`.
+`contrast_cpu` and `contrast_cuda` are its fused twins.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,144 +24,265 @@ import torch
 from torch import Tensor
 
 from event_binning_grad.binning import bin_events
-from event_binning_grad.binning.kernels import bspline, kernel_pair
+from event_binning_grad.binning.kernels import Kernel, bspline, kernel, kernel_pair
 from event_binning_grad.binning.reference import sample
 from event_binning_grad.estimation.iwe_grid import IweGrid
-from event_binning_grad.geometry.rotation import left_jacobian_transposed, rotate
+from event_binning_grad.estimation.motion import ALPHA, OMEGA, PARAMETERS, SLOPE, V
+from event_binning_grad.estimation.objectives import OBJECTIVES
+from event_binning_grad.geometry.rotation import rotate
+
+if TYPE_CHECKING:
+    from event_binning_grad.estimation.solver import Scaling, Solution
 
 Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
 
-# Points nearer to the image plane's horizon than this (z of a unit vector) are not projected.
+# Points nearer to the image plane's horizon than this (z of a point whose z was 1) are left out.
 MIN_DEPTH = 0.1
+
+# Parts of a window in time whose gradients are told apart: where the motion model does not fit,
+# they do not agree.
+TIME_PARTS = 8
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """What is maximised, and by which gradient.
+
+    Attributes:
+        objective: a name of OBJECTIVES.
+        binning: name of the kernel that bins the events.
+        reconstruction: name of the kernel that makes the gradient unbiased; None for the raw
+            gradient of the binning itself.
+    """
+
+    objective: str = "variance"
+    binning: str = "linear"
+    reconstruction: str | None = "linear"
 
 
 @dataclass(frozen=True)
 class ContrastPass:
     """What one pass over the events tells of the contrast at some motion parameters.
 
-    The six parameters are omega (rad/s) and alpha T / 4 (rad/s), T the window's span: scaled so,
-    equal parts move the events at the window's ends by equal amounts.
+    P parameters are estimated.
 
     Attributes:
-        value: variance of the IWE (events^2 a bin).
-        gradient: [6].
-        hessian: [6, 6] fixed-cotangent Hessian.
-        scatter: [6, 6] sum over the events of the outer products of their gradients.
+        value: of the objective.
+        gradients: [TIME_PARTS, P], the share of each part of the window, of equally many events
+            one after the other; their sum is the gradient.
+        hessian: [P, P] fixed-cotangent Hessian.
+        scatter: [P, P] sum over the events of the outer products of their gradients.
+        events: how many events the pass took.
     """
 
     value: float
-    gradient: Float64
+    gradients: Float64
     hessian: Float64
     scatter: Float64
+    events: int
+
+    @property
+    def gradient(self) -> Float64:
+        """[P]."""
+        return self.gradients.sum(axis=0)
 
 
 @dataclass(frozen=True)
 class WindowEvents:
-    """A window's events as the contrast needs them.
+    """A window's events as the contrast needs them, in the order of time.
 
     Attributes:
-        bearings: [3, N] float32 unit vectors, camera frame, NaN where the pixel has none.
+        x, y: [N] float32 X/Z and Y/Z of the events' bearings, NaN where the pixel has none.
         tau: [N] float32 seconds from the reference time.
-        span_s: the window's duration T.
+        inverse_depth: [N] float32 1/m; 0 is infinitely far; 1 where depth is not known.
+        span_s: the window's duration.
     """
 
-    bearings: npt.NDArray[np.float32]
-    tau: npt.NDArray[np.float32]
+    x: Float32
+    y: Float32
+    tau: Float32
+    inverse_depth: Float32
     span_s: float
+
+    def __len__(self) -> int:
+        return len(self.tau)
+
+    def part(self, first: int, last: int) -> WindowEvents:
+        """The events from `first` to before `last`, as views."""
+        x, y, tau, inverse_depth = (
+            column[first:last] for column in (self.x, self.y, self.tau, self.inverse_depth)
+        )
+        return WindowEvents(x, y, tau, inverse_depth, float(tau[-1] - tau[0]))
 
 
 class Contrast(Protocol):
-    """The contrast of one window of events at a time, on some back end."""
+    """The contrast of one window of events at a time, on some back end.
 
-    def load(self, window: WindowEvents) -> None:
-        """Takes the window that the other methods are about; its arrays are not copied."""
+    Passes with bins of more than a pixel may take a part of the events, spread evenly in time.
+    """
+
+    def load(self, window: WindowEvents, active: npt.NDArray[np.int64]) -> None:
+        """Takes the window that the other methods are about, and the indices of the parameters
+        to be estimated; the window's arrays are not copied."""
         ...
 
     def evaluate(self, parameters: Float64, bin_size: float) -> ContrastPass:
-        """One pass at motion parameters [6], with bins of bin_size pixels."""
+        """One pass at motion parameters [11], with bins of bin_size pixels."""
         ...
 
-    def iwe(self, parameters: Float64, bin_size: float) -> npt.NDArray[np.float32]:
-        """[H, W] image of warped events at motion parameters [6]; valid until the next call."""
+    def iwe(self, parameters: Float64, bin_size: float) -> Float32:
+        """[H, W] image of all warped events at motion parameters [11]; valid until the next call.
+
+        The last image of `evaluate` is lost by it."""
+        ...
+
+    def last_iwe(self) -> Float32:
+        """[H, W] image of the last pass; valid until the next call."""
+        ...
+
+    def solve(
+        self,
+        start: Float64,
+        scaling: Scaling,
+        bin_sizes: Sequence[float],
+        tolerance_px: float,
+        max_steps: int,
+        is_late: Callable[[], bool],
+    ) -> Solution:
+        """`solver.maximise` over the events and parameters that were loaded."""
+        ...
+
+    def gain_and_structure(self) -> tuple[float, float]:
+        """How sharp the last image of `solve` is: its variance over that of all events unmoved, and
+        `trust.structure` of it. The image is lost by it."""
         ...
 
 
-class TorchContrast:
-    """`Contrast` by plain torch operations, on any device."""
+def events_taken(events: int, bin_size: float) -> int:
+    """How many of a window's events a pass takes: coarse bins need fewer."""
+    return min(events, max(_MIN_TAKEN, round(events / max(1.0, bin_size))))
 
-    def __init__(self, grid: IweGrid, unbiased: bool, device: str) -> None:
+
+_MIN_TAKEN = 4000
+
+
+class HostContrast(ABC):
+    """What contrasts have in common whose passes the host waits for."""
+
+    _solved_bin_size = 1.0
+
+    @abstractmethod
+    def evaluate(self, parameters: Float64, bin_size: float) -> ContrastPass:
+        """See `Contrast`."""
+
+    @abstractmethod
+    def iwe(self, parameters: Float64, bin_size: float) -> Float32:
+        """See `Contrast`."""
+
+    @abstractmethod
+    def last_iwe(self) -> Float32:
+        """See `Contrast`."""
+
+    def solve(
+        self,
+        start: Float64,
+        scaling: Scaling,
+        bin_sizes: Sequence[float],
+        tolerance_px: float,
+        max_steps: int,
+        is_late: Callable[[], bool],
+    ) -> Solution:
+        """See `Contrast`."""
+        from event_binning_grad.estimation.solver import Point, maximise
+
+        def evaluate(scaled: Float64, bin_size: float) -> Point:
+            self._solved_bin_size = bin_size
+            return scaling.point(self.evaluate(scaling.motion(scaled), bin_size), scaled)
+
+        return maximise(evaluate, start, bin_sizes, tolerance_px, max_steps, is_late)
+
+    def gain_and_structure(self) -> tuple[float, float]:
+        """See `Contrast`."""
+        from event_binning_grad.estimation.trust import structure
+
+        image = self.last_iwe()
+        variance, structured = float(image.var()), float(structure(image))
+        at_rest = float(self.iwe(np.zeros(PARAMETERS), self._solved_bin_size).var())
+        return variance / max(at_rest, 1e-12), structured
+
+
+class TorchContrast(HostContrast):
+    """`Contrast` by plain torch operations, on any device, with any kernels."""
+
+    def __init__(self, grid: IweGrid, config: ContrastConfig, device: str) -> None:
         self._grid = grid
-        self._reconstruction = "linear" if unbiased else None
+        self._config = config
+        self._device = device
         self._matrix = torch.tensor(grid.matrix, dtype=torch.float32, device=device)
         self._offset = torch.tensor(grid.offset, dtype=torch.float32, device=device)
+        self._kappa = _curvature_kernel(config)
 
-    def load(self, window: WindowEvents) -> None:
-        device = self._matrix.device
-        self._bearings = torch.from_numpy(window.bearings).T.to(device)
-        self._tau = torch.from_numpy(window.tau).to(device)[:, None]
-        self._span_s = window.span_s
+    def load(self, window: WindowEvents, active: npt.NDArray[np.int64]) -> None:
+        columns = (window.x, window.y, window.tau, window.inverse_depth)
+        self._columns = torch.from_numpy(np.stack(columns)).to(self._device)
+        self._active = torch.from_numpy(active).to(self._device)
 
-    def iwe(self, parameters: Float64, bin_size: float) -> npt.NDArray[np.float32]:
-        theta, _ = self._rotation_vectors(parameters)
-        return self._bin(self._image(rotate(theta, self._bearings)), bin_size).cpu().numpy()
+    def iwe(self, parameters: Float64, bin_size: float) -> Float32:
+        coords = self._coords(self._columns.new_tensor(parameters), self._columns)
+        self._image = self._bin(coords, bin_size)
+        return self.last_iwe()
+
+    def last_iwe(self) -> Float32:
+        return self._image.detach().cpu().numpy()
 
     def evaluate(self, parameters: Float64, bin_size: float) -> ContrastPass:
-        theta, columns = self._rotation_vectors(parameters)
-        warped = rotate(theta, self._bearings)
-        coords = self._image(warped).requires_grad_()
-        image = self._bin(coords, bin_size)
-        value = image.var(correction=0)
-        cotangent, slope = torch.autograd.grad(value, (image, coords))
-
-        # Covectors on theta of the image coordinates (v, u): [N, 2, 3].
-        covectors = left_jacobian_transposed(theta[:, None], self._covectors(warped))
-        # Events that are not projected have no slope; their covectors must not be NaN.
-        covectors = torch.where(warped[:, 2:, None] > MIN_DEPTH, covectors, 0)
-        # d theta / d parameters is (tau I, 2 tau^2 / T I), so an event's Jacobian is the Kronecker
-        # product of these two columns with its covectors.
-        jacobian = torch.einsum("nk,nij->nikj", columns, covectors).flatten(2)
-        gradients = torch.einsum("ni,nip->np", slope, jacobian)
+        total = self._columns.shape[1]
+        taken = events_taken(total, bin_size)
+        columns = self._columns[:, torch.arange(taken, device=self._device) * total // taken]
+        vector = columns.new_tensor(parameters)
+        coords = self._coords(vector, columns).requires_grad_()
+        self._image = self._bin(coords, bin_size)
+        value = OBJECTIVES[self._config.objective](self._image)
+        cotangent, slope = torch.autograd.grad(value, (self._image, coords))
+        # [N, 2, P]; events that are not projected have no slope, and must not have a NaN.
+        jacobian = torch.func.jacfwd(self._coords)(vector, columns)[..., self._active]
+        jacobian = torch.where(coords.isnan().any(1)[:, None, None], 0, jacobian)
+        slopes = torch.einsum("ni,nip->np", slope, jacobian)
         curvature = self._curvature(cotangent, coords.detach(), bin_size)
-        hessian = torch.einsum("nip,nij,njq->pq", jacobian, curvature, jacobian)
+        bent = torch.einsum("nij,njq->niq", curvature, jacobian)
+        edges = [taken * n // TIME_PARTS for n in range(TIME_PARTS + 1)]
+        parts = [slopes[start:stop].sum(0) for start, stop in pairwise(edges)]
         return ContrastPass(
             value.item(),
-            _float64(gradients.sum(0)),
-            _float64(hessian),
-            _float64(gradients.T @ gradients),
+            _float64(torch.stack(parts)),
+            _float64(torch.einsum("nip,niq->pq", jacobian, bent)),
+            _float64(slopes.T @ slopes),
+            taken,
         )
 
-    def _rotation_vectors(self, parameters: Float64) -> tuple[Tensor, Tensor]:
-        """theta [N, 3] and the two columns (tau, 2 tau^2 / T) [N, 2]."""
-        omega, scaled_alpha = self._bearings.new_tensor(parameters).view(2, 3)
-        columns = torch.cat([self._tau, self._tau**2 * (2 / self._span_s)], 1)
-        return columns[:, :1] * omega + columns[:, 1:] * scaled_alpha, columns
-
-    def _image(self, points: Tensor) -> Tensor:
-        """Points [N, 3] in front of the camera -> (v, u) [N, 2]; NaN for those behind."""
+    def _coords(self, parameters: Tensor, columns: Tensor) -> Tensor:
+        """(v, u) [N, 2] of the events' images at the reference time; NaN for those behind."""
+        x, y, tau, inverse_depth = columns[:, :, None]
+        theta = parameters[OMEGA] * tau + parameters[ALPHA] * (tau**2 / 2)
+        bearings = torch.cat([x, y, torch.ones_like(x)], 1)
+        relative = 1 + bearings[:, :2] @ parameters[SLOPE, None]
+        points = rotate(theta, bearings) + tau * inverse_depth * relative * parameters[V]
         depth = torch.where(points[:, 2:] > MIN_DEPTH, points[:, 2:], torch.nan)
         return (points[:, :2] / depth @ self._matrix.T + self._offset).flip(1)
-
-    def _covectors(self, points: Tensor) -> Tensor:
-        """y x dv/dy and y x du/dy for points y [N, 3]: [N, 2, 3]."""
-        depth = points[:, 2:, None]
-        normalised = points[:, None, :2] / depth
-        rows = self._matrix.flip(0).expand(len(points), 2, 2)
-        last = -(rows * normalised).sum(-1, keepdim=True)
-        return torch.linalg.cross(points[:, None, :], torch.cat([rows, last], -1) / depth)
 
     def _bin(self, coords: Tensor, bin_size: float) -> Tensor:
         return bin_events(
             coords,
             shape=self._grid.bins(bin_size).shape,
-            binning="linear",
-            reconstruction=self._reconstruction,
+            binning=self._config.binning,
+            reconstruction=self._config.reconstruction,
             bin_size=bin_size,
         )
 
     def _curvature(self, cotangent: Tensor, coords: Tensor, bin_size: float) -> Tensor:
-        """[N, 2, 2] second derivatives by kappa''. The raw gradient has none of its own (a hat is
-        straight), so it is given the same curvature and differs in the gradient alone."""
-        kappa = kernel_pair(bspline(1), bspline(1), precision="float32").synthesis
+        """[N, 2, 2] second derivatives by kappa''."""
+        kappa = self._kappa
         first, second = kappa.derivative, kappa.derivative.derivative
         grid = self._grid.bins(bin_size)
 
@@ -171,6 +292,14 @@ class TorchContrast:
         mixed = term(first, first)
         rows = [term(second, kappa), mixed, mixed, term(kappa, second)]
         return torch.stack(rows, -1).view(-1, 2, 2)
+
+
+def _curvature_kernel(config: ContrastConfig):
+    """kappa of the Hessian. The raw gradient has no curvature of its own (a hat is straight), so it
+    is given that of a linear reconstruction and differs in the gradient alone."""
+    binning: Kernel = kernel(config.binning)
+    reconstruction = bspline(1) if config.reconstruction is None else kernel(config.reconstruction)
+    return kernel_pair(binning, reconstruction, precision="float32").synthesis
 
 
 def _float64(tensor: Tensor) -> Float64:

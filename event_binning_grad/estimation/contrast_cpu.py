@@ -1,9 +1,13 @@
-"""The contrast's CPU path: value, gradient and Hessian in one fused, parallel numba pass.
+"""The contrast's CPU path: value, gradient and Hessian in one fused numba pass.
 
-Twin of `contrast.TorchContrast`. One 4-tap scatter and one 16-tap gather over the events, no image
-of derivatives, nothing allocated that grows with taps x events. The work is cut into parts by the
-size of the problem alone and summed in order, so the result is the same bit for bit at any number
-of threads.
+Twin of `contrast.TorchContrast` for bilinear votes. One 4-tap scatter and one 16-tap gather over
+the events, nothing allocated that grows with taps x events. The work is cut into parts by the size
+of the problem alone and summed in order, so the result is the same bit for bit at any number of
+threads.
+
+Events go through in blocks whose intermediate values lie in one scratch array, at offsets that the
+compiler knows. Only so can it tell that they do not overlap, and use vector instructions: with an
+array for each value the same loops take five times as long.
 """
 
 from __future__ import annotations
@@ -14,19 +18,23 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from event_binning_grad.errors import ConfigError
 from event_binning_grad.estimation.contrast import (
     MIN_DEPTH,
+    TIME_PARTS,
+    ContrastConfig,
     ContrastPass,
+    Float32,
     Float64,
+    HostContrast,
     WindowEvents,
+    events_taken,
 )
 from event_binning_grad.estimation.iwe_grid import IweGrid
 from event_binning_grad.numba_threads import parallel_section
 
 # Empty bins around the image, so that the taps of an event at its border need no test.
 _PAD = 4
-# Events handled at once by the vectorised loops: their scratch stays in the L1 cache.
-_BLOCK = 256
 # Events a part, the unit of work of a thread, in the gather; the scatter's parts hold more,
 # because each has an image of its own to clear and to add.
 _PART = 2048
@@ -34,11 +42,20 @@ _MAX_IMAGES = 8
 # Windows of fewer events are done by one thread. Waking the others a few times a pass takes as long
 # as they would save, and a robot has other work for them.
 PARALLEL_FROM = 50_000
-# See `look_up`. An edge that passes makes a pixel fire a few times, ten in high contrast.
-HOT_MIN = 16
-HOT_RATIO = 10.0
-# Sums that a part returns: 6 of the gradient, 18 each of the Hessian and of the scatter matrix.
-_SUMS = 42
+
+# Events in a block: the scratch stays in the L1 cache.
+_BLOCK = 256
+# Offsets in the scratch: the events, ...
+_X, _Y, _TAU, _RHO = (n * _BLOCK for n in range(4))
+# ... their rotation vectors, rotated bearings, images of the points (x, y, 1 / z), tau * rho, ...
+_THETA, _ROTATED, _POINT, _SHIFT = (n * _BLOCK for n in (4, 7, 10, 13))
+# ... bins (u, v), then their fractional parts, and whether they are on the image, ...
+_U, _V, _SEEN = (n * _BLOCK for n in (14, 15, 16))
+# ... derivatives of the objective by (u, v): two slopes, and curvatures uu, uv, vv, ...
+_SLOPE, _BEND = 17 * _BLOCK, 19 * _BLOCK
+# ... derivatives of u or v by the point and by theta, and a row of the Hessian on its way.
+_BY_POINT, _BY_THETA, _ROW_U, _ROW_V = (n * _BLOCK for n in (22, 25, 28, 29))
+_SCRATCH = 30 * _BLOCK
 
 _FLAGS: dict[str, Any] = {
     "nogil": True,
@@ -48,186 +65,231 @@ _FLAGS: dict[str, Any] = {
     "cache": True,
 }
 
+# Objectives whose cotangent is the image itself but for a constant and a factor.
+_NATIVE = ("variance", "mean_square")
 
-class CpuContrast:
-    """`contrast.Contrast` by the fused pass."""
 
-    def __init__(self, grid: IweGrid, unbiased: bool) -> None:
+def is_fused(config: ContrastConfig) -> bool:
+    """Whether there is a fused pass for these kernels."""
+    return config.binning == "linear" and config.reconstruction in ("linear", None)
+
+
+class CpuContrast(HostContrast):
+    """`contrast.Contrast` by the fused pass.
+
+    Raises:
+        ConfigError: there is none for these kernels.
+    """
+
+    def __init__(self, grid: IweGrid, config: ContrastConfig) -> None:
+        if not is_fused(config):
+            raise ConfigError(
+                f"binning {config.binning!r} with reconstruction {config.reconstruction!r}: the "
+                "fused pass has 'linear' with 'linear' or none"
+            )
         self._grid = grid
-        self._unbiased = unbiased
+        self._config = config
+        self._unbiased = config.reconstruction is not None
         # Images by bin size, kept from window to window: nothing is allocated in the steady state.
-        self._images: dict[float, npt.NDArray[np.float32]] = {}
+        self._images: dict[float, Float32] = {}
+        self._cotangent = np.empty((0, 0), np.float32)
 
-    def load(self, window: WindowEvents) -> None:
+    def load(self, window: WindowEvents, active: npt.NDArray[np.int64]) -> None:
         self._window = window
+        self._active = active
+        self._parts: dict[int, tuple[Float32, ...]] = {}
 
-    def iwe(self, parameters: Float64, bin_size: float) -> npt.NDArray[np.float32]:
-        return self._scatter(parameters, bin_size)[0][_PAD:-_PAD, _PAD:-_PAD]
+    def iwe(self, parameters: Float64, bin_size: float) -> Float32:
+        self._scatter(self._columns(len(self._window)), parameters, bin_size)
+        return self.last_iwe()
+
+    def last_iwe(self) -> Float32:
+        return self._last[_PAD:-_PAD, _PAD:-_PAD]
 
     def evaluate(self, parameters: Float64, bin_size: float) -> ContrastPass:
-        image, total, square = self._scatter(parameters, bin_size)
+        taken = events_taken(len(self._window), bin_size)
+        columns = self._columns(taken)
+        image, total, square = self._scatter(columns, parameters, bin_size)
         bins = (image.shape[0] - 2 * _PAD) * (image.shape[1] - 2 * _PAD)
         mean = total / bins
-        arguments = (
-            self._window.bearings, self._window.tau, self._motion(parameters),
-            self._projection(bin_size), image, self._unbiased,
+        value, cotangent, scale = square / bins - mean**2, image, 2 / bins
+        if self._config.objective == "mean_square":
+            value = square / bins
+        elif self._config.objective not in _NATIVE:
+            value, cotangent, scale = *self._by_torch(image), 1.0
+        arguments: Any = (
+            *columns, parameters.astype(np.float32), self._projection(bin_size), self._active,
+            cotangent, self._unbiased,
         )  # fmt: skip
-        if self._is_small:
+        if taken < PARALLEL_FROM:
             sums = _gather_serial(*arguments)
         else:
             with parallel_section():
                 sums = _gather(*arguments)
-        # dL/dh = 2 / bins * (h - mean). The slopes of kappa add up to zero over its taps, so the
-        # mean plays no part but at the border, where the padding holds it.
-        scale = 2 / bins
+        count = len(self._active)
+        upper = sums[:, count:].sum(axis=0).reshape(-1, 2)
         return ContrastPass(
-            square / bins - mean**2,
-            scale * sums[:6],
-            scale * _symmetric(sums[6:24]),
-            scale**2 * _symmetric(sums[24:]),
+            value,
+            scale * sums[:, :count],
+            scale * _symmetric(upper[:, 0], count),
+            scale**2 * _symmetric(upper[:, 1], count),
+            taken,
         )
 
+    def _columns(self, taken: int) -> tuple[Float32, ...]:
+        """x, y, tau and inverse depth of so many events, evenly spread over the window."""
+        window, total = self._window, len(self._window)
+        columns = (window.x, window.y, window.tau, window.inverse_depth)
+        if taken == total:
+            return columns
+        if taken not in self._parts:
+            chosen = np.arange(taken) * total // taken
+            self._parts[taken] = tuple(column[chosen] for column in columns)
+        return self._parts[taken]
+
     def _scatter(
-        self, parameters: Float64, bin_size: float
-    ) -> tuple[npt.NDArray[np.float32], float, float]:
-        """The image of warped events, its padding filled with its mean; its sum, sum of squares."""
+        self, columns: tuple[Float32, ...], parameters: Float64, bin_size: float
+    ) -> tuple[Float32, float, float]:
+        """The image of warped events; the sum and the sum of squares of its bins."""
         rows, cols = self._grid.bins(bin_size).shape
-        parts = 1
-        if not self._is_small:
-            parts = len(self._window.tau) // max(8192, rows * cols // 8)
-            parts = max(1, min(_MAX_IMAGES, parts))
+        events, parts = len(columns[0]), 1
+        is_small = events < PARALLEL_FROM
+        if not is_small:
+            parts = max(1, min(_MAX_IMAGES, events // max(8192, rows * cols // 8)))
         images = self._images.get(bin_size)
         if images is None or len(images) < parts:
             images = np.empty((parts, rows + 2 * _PAD, cols + 2 * _PAD), np.float32)
             self._images[bin_size] = images
-        arguments = (
-            self._window.bearings, self._window.tau, self._motion(parameters),
-            self._projection(bin_size), images[:parts],
+        self._last = images[0]
+        # Beyond the border the image is as good as its mean: leaving it earns nothing.
+        filled = self._config.objective == "variance"
+        arguments: Any = (
+            *columns, parameters.astype(np.float32), self._projection(bin_size), images[:parts],
+            filled,
         )  # fmt: skip
-        if self._is_small:
+        if is_small:
             return images[0], *_scatter_serial(*arguments)
         with parallel_section():
             return images[0], *_scatter(*arguments)
 
-    @property
-    def _is_small(self) -> bool:
-        return len(self._window.tau) < PARALLEL_FROM
+    def _by_torch(self, image: Float32) -> tuple[float, Float32]:
+        """Value and cotangent image of the other objectives, by their reference."""
+        import torch
 
-    def _motion(self, parameters: Float64) -> npt.NDArray[np.float32]:
-        """omega, alpha T / 4, and 2 / T: theta = omega tau + (alpha T / 4) (2 / T) tau^2."""
-        return np.append(parameters, 2 / self._window.span_s).astype(np.float32)
+        from event_binning_grad.estimation.objectives import OBJECTIVES
 
-    def _projection(self, bin_size: float) -> npt.NDArray[np.float32]:
+        inner = torch.from_numpy(image[_PAD:-_PAD, _PAD:-_PAD]).requires_grad_()
+        value = OBJECTIVES[self._config.objective](inner)
+        (cotangent,) = torch.autograd.grad(value, inner)
+        if self._cotangent.shape != image.shape:
+            self._cotangent = np.zeros_like(image)
+        self._cotangent[_PAD:-_PAD, _PAD:-_PAD] = cotangent.numpy()
+        return value.item(), self._cotangent
+
+    def _projection(self, bin_size: float) -> Float32:
         """Rows u, v in bins of the padded image: m0, m1, offset."""
         rows = np.column_stack([self._grid.matrix, self._grid.offset]) / bin_size
         rows[:, 2] += _PAD
         return rows.astype(np.float32)
 
 
-@numba.njit(nogil=True, cache=True)
-def look_up(t, x, y, stamp_ns, table, counts, bearings, tau):
-    """Fills bearings [3, N] from the table [H, W, 3], and tau [N] in seconds from stamp_ns.
-
-    Events off the table get NaN, as those whose pixel has no bearing do: compiled code would read
-    on beyond its end. So do events of hot pixels: a dot that fires all the time is sharpest when
-    nothing is compensated, and would hide the motion. A pixel is hot if it fires HOT_MIN times and
-    HOT_RATIO times as often as the mean of the pixels that fire.
-
-    counts: [H, W] int32, zero; zero again afterwards. Returns the number of events of hot pixels.
-    """
-    height, width, _ = table.shape
-    active, seen = 0, 0
-    for i in range(len(t)):
-        if y[i] < height and x[i] < width:
-            active += counts[y[i], x[i]] == 0
-            counts[y[i], x[i]] += 1
-            seen += 1
-    limit = max(HOT_MIN, HOT_RATIO * seen / max(active, 1))
-    hot_events = 0
-    for i in range(len(t)):
-        inside = y[i] < height and x[i] < width
-        hot = inside and counts[y[i], x[i]] > limit
-        hot_events += hot
-        for axis in range(3):
-            known = inside and not hot
-            bearings[axis, i] = table[y[i], x[i], axis] if known else np.float32(np.nan)
-        tau[i] = np.float32((t[i] - stamp_ns) * 1e-9)
-    for i in range(len(t)):
-        if y[i] < height and x[i] < width:
-            counts[y[i], x[i]] = 0
-    return hot_events
-
-
-def _symmetric(sums: Float64) -> Float64:
-    """[6, 6] from its three symmetric 3 x 3 blocks omega-omega, omega-alpha, alpha-alpha."""
-    upper = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])
-    corner, side, other = (block[upper] for block in sums.reshape(3, 6))
-    return np.block([[corner, side], [side, other]])
+def _symmetric(upper: Float64, count: int) -> Float64:
+    """[P, P] from the upper triangle [P (P + 1) / 2], row by row."""
+    full = np.empty((count, count))
+    rows, columns = np.triu_indices(count)
+    full[rows, columns] = upper
+    full[columns, rows] = upper
+    return full
 
 
 @numba.njit(inline="always")
 def _so3_coefficients(s):
     """sin(a)/a, (1 - cos a)/a^2, (a - sin a)/a^3 of s = a^2: series, float32-exact up to a = pi."""
     f = np.float32
-    a = f(1) - s / f(110) * (f(1) - s / f(156) * (f(1) - s / f(210) * (f(1) - s / f(272))))
-    a = f(1) - s / f(20) * (f(1) - s / f(42) * (f(1) - s / f(72) * a))
-    b = f(1) - s / f(90) * (f(1) - s / f(132) * (f(1) - s / f(182) * (f(1) - s / f(240))))
-    b = f(0.5) * (f(1) - s / f(12) * (f(1) - s / f(30) * (f(1) - s / f(56) * b)))
-    c = a / f(6)
+    a = f(1) - s * f(1 / 110) * (
+        f(1) - s * f(1 / 156) * (f(1) - s * f(1 / 210) * (f(1) - s * f(1 / 272)))
+    )
+    a = f(1) - s * f(1 / 20) * (f(1) - s * f(1 / 42) * (f(1) - s * f(1 / 72) * a))
+    b = f(1) - s * f(1 / 90) * (
+        f(1) - s * f(1 / 132) * (f(1) - s * f(1 / 182) * (f(1) - s * f(1 / 240)))
+    )
+    b = f(0.5) * (f(1) - s * f(1 / 12) * (f(1) - s * f(1 / 30) * (f(1) - s * f(1 / 56) * b)))
+    c = a * f(1 / 6)
     return f(1) - s * c, b, c
 
 
 @numba.njit(**_FLAGS)
-def _warp(bearings, tau, motion, projection, start, stop, theta, point, image):
-    """Fills theta [3, n], the rotated bearings point [3, n] and their (u, v) image [2, n]."""
-    m = motion
-    p = projection
-    for k in range(stop - start):
-        t = tau[start + k]
-        q = t * t * m[6]
-        rx, ry, rz = m[0] * t + m[3] * q, m[1] * t + m[4] * q, m[2] * t + m[5] * q
-        x, y, z = bearings[0, start + k], bearings[1, start + k], bearings[2, start + k]
-        s = rx * rx + ry * ry + rz * rz
-        a, b, _ = _so3_coefficients(s)
-        c = np.float32(1) - b * s
-        d = b * (rx * x + ry * y + rz * z)
-        px = c * x + a * (ry * z - rz * y) + d * rx
-        py = c * y + a * (rz * x - rx * z) + d * ry
-        pz = c * z + a * (rx * y - ry * x) + d * rz
-        inverse = np.float32(1) / pz if pz > np.float32(MIN_DEPTH) else np.float32(np.nan)
-        theta[0, k], theta[1, k], theta[2, k] = rx, ry, rz
-        point[0, k], point[1, k], point[2, k] = px, py, pz
-        image[0, k] = (p[0, 0] * px + p[0, 1] * py) * inverse + p[0, 2]
-        image[1, k] = (p[1, 0] * px + p[1, 1] * py) * inverse + p[1, 2]
+def _warp(x, y, tau, rho, motion, projection, first, count, s):
+    """Loads a block of events and warps them: theta, rotated, point, shift, and (u, v)."""
+    w0, w1, w2, a0, a1, a2 = motion[0], motion[1], motion[2], motion[3], motion[4], motion[5]
+    v0, v1, v2, g0, g1 = motion[6], motion[7], motion[8], motion[9], motion[10]
+    p00, p01, p02 = projection[0, 0], projection[0, 1], projection[0, 2]
+    p10, p11, p12 = projection[1, 0], projection[1, 1], projection[1, 2]
+    one, near = np.float32(1), np.float32(MIN_DEPTH)
+    for k in range(count):
+        s[_X + k] = x[first + k]
+    for k in range(count):
+        s[_Y + k] = y[first + k]
+    for k in range(count):
+        s[_TAU + k] = tau[first + k]
+    for k in range(count):
+        s[_RHO + k] = rho[first + k]
+    for k in range(count):
+        t, bx, by = s[_TAU + k], s[_X + k], s[_Y + k]
+        h = t * t * np.float32(0.5)
+        rx, ry, rz = w0 * t + a0 * h, w1 * t + a1 * h, w2 * t + a2 * h
+        squared = rx * rx + ry * ry + rz * rz
+        a, b, _ = _so3_coefficients(squared)
+        c = one - b * squared
+        d = b * (rx * bx + ry * by + rz)
+        qx = c * bx + a * (ry - rz * by) + d * rx
+        qy = c * by + a * (rz * bx - rx) + d * ry
+        qz = c + a * (rx * by - ry * bx) + d * rz
+        shift = t * s[_RHO + k] * (one + g0 * bx + g1 * by)
+        px, py, pz = qx + shift * v0, qy + shift * v1, qz + shift * v2
+        inverse = one / max(pz, near)
+        inverse = inverse if pz > near else np.float32(np.nan)
+        px *= inverse
+        py *= inverse
+        s[_THETA + k], s[_THETA + _BLOCK + k], s[_THETA + 2 * _BLOCK + k] = rx, ry, rz
+        s[_ROTATED + k], s[_ROTATED + _BLOCK + k], s[_ROTATED + 2 * _BLOCK + k] = qx, qy, qz
+        s[_POINT + k], s[_POINT + _BLOCK + k], s[_POINT + 2 * _BLOCK + k] = px, py, inverse
+        s[_SHIFT + k] = shift
+        s[_U + k] = p00 * px + p01 * py + p02
+        s[_V + k] = p10 * px + p11 * py + p12
 
 
 @numba.njit(**_FLAGS)
-def _scatter_part(bearings, tau, motion, projection, start, stop, image):
+def _scatter_part(x, y, tau, rho, motion, projection, start, stop, image):
     rows, cols = image.shape
     image[:] = 0
-    theta, point = np.empty((3, _BLOCK), np.float32), np.empty((3, _BLOCK), np.float32)
-    uv = np.empty((2, _BLOCK), np.float32)
+    flat = image.reshape(-1)
+    s = np.empty(_SCRATCH, np.float32)
+    one, next_ = np.float32(1), np.uintp(1)
     low = np.float32(_PAD - 1)
     right, bottom = np.float32(cols - _PAD), np.float32(rows - _PAD)
     for first in range(start, stop, _BLOCK):
-        last = min(first + _BLOCK, stop)
-        _warp(bearings, tau, motion, projection, first, last, theta, point, uv)
-        for k in range(last - first):
-            u, v = uv[0, k], uv[1, k]
+        count = min(_BLOCK, stop - first)
+        _warp(x, y, tau, rho, motion, projection, first, count, s)
+        for k in range(count):
+            u, v = s[_U + k], s[_V + k]
             if not (u >= low and u < right and v >= low and v < bottom):
                 continue
             i, j = int(u), int(v)  # positive: truncation is floor
             fu, fv = u - np.float32(i), v - np.float32(j)
-            gu, gv = np.float32(1) - fu, np.float32(1) - fv
-            image[j, i] += gv * gu
-            image[j, i + 1] += gv * fu
-            image[j + 1, i] += fv * gu
-            image[j + 1, i + 1] += fv * fu
+            gu, gv = one - fu, one - fv
+            upper = np.uintp(j * cols + i)
+            lower = upper + np.uintp(cols)
+            flat[upper] += gv * gu
+            flat[upper + next_] += gv * fu
+            flat[lower] += fv * gu
+            flat[lower + next_] += fv * fu
 
 
 @numba.njit(parallel=True, **_FLAGS)
-def _scatter(bearings, tau, motion, projection, images):
-    """Bins the warped events; the sum of the parts' images ends in images[0], padded by its mean.
+def _scatter(x, y, tau, rho, motion, projection, images, filled):
+    """Bins the warped events; the sum of the parts' images ends in images[0], and its padding gets
+    the image's mean if it is to be filled, else zero.
 
     Returns the image's sum and its sum of squares.
     """
@@ -235,34 +297,34 @@ def _scatter(bearings, tau, motion, projection, images):
     events = len(tau)
     for p in numba.prange(parts):
         start, stop = events * p // parts, events * (p + 1) // parts
-        _scatter_part(bearings, tau, motion, projection, start, stop, images[p])
+        _scatter_part(x, y, tau, rho, motion, projection, start, stop, images[p])
     sums = np.zeros((rows, 2))
     for j in numba.prange(_PAD, rows - _PAD):
         _add_row(images, j, sums[j])
-    return _pad(images[0], sums)
+    return _pad(images[0], sums, filled)
 
 
 # A def of its own: numba's cache does not tell a parallel build of a function from a serial one.
 @numba.njit(**_FLAGS)
-def _scatter_serial(bearings, tau, motion, projection, images):
+def _scatter_serial(x, y, tau, rho, motion, projection, images, filled):
     """`_scatter` on the calling thread, for images [1, rows, cols]."""
     rows = images.shape[1]
-    _scatter_part(bearings, tau, motion, projection, 0, len(tau), images[0])
+    _scatter_part(x, y, tau, rho, motion, projection, 0, len(tau), images[0])
     sums = np.zeros((rows, 2))
     for j in range(_PAD, rows - _PAD):
         _add_row(images, j, sums[j])
-    return _pad(images[0], sums)
+    return _pad(images[0], sums, filled)
 
 
 # Not part of the parallel functions: numba would split the sums by threads.
 @numba.njit(**_FLAGS)
-def _pad(image, sums):
-    """Fills the padding with the image's mean; returns its sum and its sum of squares."""
+def _pad(image, sums, filled):
+    """Fills the padding; returns the sum and the sum of squares of the rest."""
     rows, cols = image.shape
     total, square = sums[:, 0].sum(), sums[:, 1].sum()
-    mean = total / ((rows - 2 * _PAD) * (cols - 2 * _PAD))
-    image[:_PAD], image[rows - _PAD :] = mean, mean
-    image[:, :_PAD], image[:, cols - _PAD :] = mean, mean
+    border = total / ((rows - 2 * _PAD) * (cols - 2 * _PAD)) if filled else 0.0
+    image[:_PAD], image[rows - _PAD :] = border, border
+    image[:, :_PAD], image[:, cols - _PAD :] = border, border
     return total, square
 
 
@@ -293,140 +355,236 @@ def _cubic_taps(r):
 
 
 @numba.njit(**_FLAGS)
-def _gather_slopes(uv, count, image, unbiased, slope, curvature):
-    """First and second derivatives of sum_j c_j kappa at (u, v): slope [2, n], curvature [3, n].
-
-    kappa is the cubic B-spline (hat * hat); not unbiased, the slope is that of the hat itself.
-    """
-    rows, cols = image.shape
+def _find_bins(count, rows, cols, s, corners):
+    """The corner of each event's 4 x 4 bins; (u, v) become their fractional parts."""
     low = np.float32(_PAD - 3)
     right, bottom = np.float32(cols - _PAD + 2), np.float32(rows - _PAD + 2)
     for k in range(count):
-        u, v = uv[0, k], uv[1, k]
-        slope[0, k] = slope[1, k] = np.float32(0)
-        curvature[0, k] = curvature[1, k] = curvature[2, k] = np.float32(0)
-        if not (u >= low and u < right and v >= low and v < bottom):
-            continue
-        i, j = int(u), int(v)
-        r, s = u - np.float32(i), v - np.float32(j)
-        ku, du, ddu = _cubic_taps(r)
-        kv, dv, ddv = _cubic_taps(s)
-        su = sv = suu = suv = svv = np.float32(0)
-        for n in range(4):
-            row = image[j + n - 1]
-            c0, c1, c2, c3 = row[i - 1], row[i], row[i + 1], row[i + 2]
-            value = c0 * ku[0] + c1 * ku[1] + c2 * ku[2] + c3 * ku[3]
-            first = c0 * du[0] + c1 * du[1] + c2 * du[2] + c3 * du[3]
-            second = c0 * ddu[0] + c1 * ddu[1] + c2 * ddu[2] + c3 * ddu[3]
-            su += kv[n] * first
-            sv += dv[n] * value
-            suu += kv[n] * second
-            suv += dv[n] * first
-            svv += ddv[n] * value
-        if not unbiased:
-            c00, c01 = image[j, i], image[j, i + 1]
-            c10, c11 = image[j + 1, i], image[j + 1, i + 1]
-            su = (c01 - c00) + s * ((c11 - c10) - (c01 - c00))
-            sv = (c10 - c00) + r * ((c11 - c01) - (c10 - c00))
-        slope[0, k], slope[1, k] = su, sv
-        curvature[0, k], curvature[1, k], curvature[2, k] = suu, suv, svv
+        u, v = s[_U + k], s[_V + k]
+        seen = (u >= low) & (u < right) & (v >= low) & (v < bottom)
+        u = u if seen else np.float32(_PAD)
+        v = v if seen else np.float32(_PAD)
+        i, j = np.int32(u), np.int32(v)
+        corners[k] = (j - np.int32(1)) * np.int32(cols) + i - np.int32(1)
+        s[_U + k], s[_V + k] = u - np.float32(i), v - np.float32(j)
+        s[_SEEN + k] = np.float32(1) if seen else np.float32(0)
 
 
 @numba.njit(**_FLAGS)
-def _covectors(theta, point, uv, projection, axis, count, out):
-    """J_l(theta)^T (y x d(u or v)/dy) [3, n]: how theta moves the image coordinate."""
-    p0, p1, offset = projection[axis, 0], projection[axis, 1], projection[axis, 2]
+def _sum_rows(count, image, corners, s, columns):
+    """Sums of each event's four rows of bins, weighted by the kernel, its slope and curvature:
+    columns [3, BLOCK, 4], which the compiler does four at a time."""
+    flat = image.reshape(-1)
+    cols = np.uintp(image.shape[1])
+    n1, n2, n3 = np.uintp(1), np.uintp(2), np.uintp(3)
     for k in range(count):
-        x, y, z = point[0, k], point[1, k], point[2, k]
-        inverse = np.float32(1) / z
+        (k0, k1, k2, k3), (d0, d1, d2, d3), (e0, e1, e2, e3) = _cubic_taps(s[_V + k])
+        a = np.uintp(corners[k])
+        b = a + cols
+        c = b + cols
+        d = c + cols
+        a0, a1, a2, a3 = flat[a], flat[a + n1], flat[a + n2], flat[a + n3]
+        b0, b1, b2, b3 = flat[b], flat[b + n1], flat[b + n2], flat[b + n3]
+        c0, c1, c2, c3 = flat[c], flat[c + n1], flat[c + n2], flat[c + n3]
+        f0, f1, f2, f3 = flat[d], flat[d + n1], flat[d + n2], flat[d + n3]
+        w = np.uintp(4 * k)
+        columns[w] = k0 * a0 + k1 * b0 + k2 * c0 + k3 * f0
+        columns[w + n1] = k0 * a1 + k1 * b1 + k2 * c1 + k3 * f1
+        columns[w + n2] = k0 * a2 + k1 * b2 + k2 * c2 + k3 * f2
+        columns[w + n3] = k0 * a3 + k1 * b3 + k2 * c3 + k3 * f3
+        w += np.uintp(4 * _BLOCK)
+        columns[w] = d0 * a0 + d1 * b0 + d2 * c0 + d3 * f0
+        columns[w + n1] = d0 * a1 + d1 * b1 + d2 * c1 + d3 * f1
+        columns[w + n2] = d0 * a2 + d1 * b2 + d2 * c2 + d3 * f2
+        columns[w + n3] = d0 * a3 + d1 * b3 + d2 * c3 + d3 * f3
+        w += np.uintp(4 * _BLOCK)
+        columns[w] = e0 * a0 + e1 * b0 + e2 * c0 + e3 * f0
+        columns[w + n1] = e0 * a1 + e1 * b1 + e2 * c1 + e3 * f1
+        columns[w + n2] = e0 * a2 + e1 * b2 + e2 * c2 + e3 * f2
+        columns[w + n3] = e0 * a3 + e1 * b3 + e2 * c3 + e3 * f3
+
+
+@numba.njit(**_FLAGS)
+def _sum_columns(count, columns, s):
+    """Slopes and curvatures of sum_j c_j kappa by (u, v), kappa the cubic B-spline (hat * hat)."""
+    second, third = 4 * _BLOCK, 8 * _BLOCK
+    for k in range(count):
+        (k0, k1, k2, k3), (d0, d1, d2, d3), (e0, e1, e2, e3) = _cubic_taps(s[_U + k])
+        n = 4 * k
+        a0, a1, a2, a3 = columns[n], columns[n + 1], columns[n + 2], columns[n + 3]
+        n = 4 * k + second
+        b0, b1, b2, b3 = columns[n], columns[n + 1], columns[n + 2], columns[n + 3]
+        n = 4 * k + third
+        c0, c1, c2, c3 = columns[n], columns[n + 1], columns[n + 2], columns[n + 3]
+        seen = s[_SEEN + k]
+        s[_SLOPE + k] = seen * (a0 * d0 + a1 * d1 + a2 * d2 + a3 * d3)
+        s[_SLOPE + _BLOCK + k] = seen * (b0 * k0 + b1 * k1 + b2 * k2 + b3 * k3)
+        s[_BEND + k] = seen * (a0 * e0 + a1 * e1 + a2 * e2 + a3 * e3)
+        s[_BEND + _BLOCK + k] = seen * (b0 * d0 + b1 * d1 + b2 * d2 + b3 * d3)
+        s[_BEND + 2 * _BLOCK + k] = seen * (c0 * k0 + c1 * k1 + c2 * k2 + c3 * k3)
+
+
+@numba.njit(**_FLAGS)
+def _raw_slopes(count, image, corners, s):
+    """The slope of the bilinear vote itself."""
+    flat = image.reshape(-1)
+    cols = image.shape[1]
+    for k in range(count):
+        upper = corners[k] + cols + 1
+        lower = upper + cols
+        c00, c01, c10, c11 = flat[upper], flat[upper + 1], flat[lower], flat[lower + 1]
+        twist = (c11 - c10) - (c01 - c00)
+        s[_SLOPE + k] = s[_SEEN + k] * ((c01 - c00) + s[_V + k] * twist)
+        s[_SLOPE + _BLOCK + k] = s[_SEEN + k] * ((c10 - c00) + s[_U + k] * twist)
+
+
+@numba.njit(**_FLAGS)
+def _covectors(projection, axis, count, s):
+    """d(u or v)/d point, and J_l(theta)^T (rotated x that), which is d(u or v)/d theta."""
+    p0, p1 = projection[axis, 0], projection[axis, 1]
+    for k in range(count):
+        # Not projected: 1 / z is NaN; the slope is zero then, and must not meet a NaN.
+        seen = s[_SEEN + k] > np.float32(0)
+        inverse = s[_POINT + 2 * _BLOCK + k]
+        inverse = inverse if seen else np.float32(0)
         dx, dy = p0 * inverse, p1 * inverse
-        dz = (offset - uv[axis, k]) * inverse
+        dz = -(p0 * s[_POINT + k] + p1 * s[_POINT + _BLOCK + k]) * inverse
+        dz = dz if seen else np.float32(0)
+        x, y, z = s[_ROTATED + k], s[_ROTATED + _BLOCK + k], s[_ROTATED + 2 * _BLOCK + k]
         a, b, c = y * dz - z * dy, z * dx - x * dz, x * dy - y * dx
-        rx, ry, rz = theta[0, k], theta[1, k], theta[2, k]
+        rx, ry, rz = s[_THETA + k], s[_THETA + _BLOCK + k], s[_THETA + 2 * _BLOCK + k]
         _, versine, third = _so3_coefficients(rx * rx + ry * ry + rz * rz)
         ox, oy, oz = ry * c - rz * b, rz * a - rx * c, rx * b - ry * a
-        out[0, k] = a - versine * ox + third * (ry * oz - rz * oy)
-        out[1, k] = b - versine * oy + third * (rz * ox - rx * oz)
-        out[2, k] = c - versine * oz + third * (rx * oy - ry * ox)
+        a += third * (ry * oz - rz * oy) - versine * ox
+        b += third * (rz * ox - rx * oz) - versine * oy
+        c += third * (rx * oy - ry * ox) - versine * oz
+        a = a if seen else np.float32(0)
+        b = b if seen else np.float32(0)
+        c = c if seen else np.float32(0)
+        s[_BY_POINT + k], s[_BY_POINT + _BLOCK + k], s[_BY_POINT + 2 * _BLOCK + k] = dx, dy, dz
+        s[_BY_THETA + k], s[_BY_THETA + _BLOCK + k], s[_BY_THETA + 2 * _BLOCK + k] = a, b, c
 
 
 @numba.njit(**_FLAGS)
-def _gather_part(bearings, tau, motion, projection, image, unbiased, start, stop, sums):
-    theta, point = np.empty((3, _BLOCK), np.float32), np.empty((3, _BLOCK), np.float32)
-    uv, slope = np.empty((2, _BLOCK), np.float32), np.empty((2, _BLOCK), np.float32)
-    curvature = np.empty((3, _BLOCK), np.float32)
-    du, dv = np.empty((3, _BLOCK), np.float32), np.empty((3, _BLOCK), np.float32)
-    weights = np.empty((5, _BLOCK), np.float32)
-    terms = np.empty((15, _BLOCK), np.float32)
+def _jacobian(active, motion, count, s, jacobian):
+    """Fills jacobian [P, n]: d(u or v)/d parameters, from the covectors."""
+    v0, v1, v2 = motion[6], motion[7], motion[8]
+    half = np.float32(0.5)
+    for n in range(len(active)):
+        row, which = jacobian[n], active[n]
+        if which < 3:
+            of = _BY_THETA + which * _BLOCK
+            for k in range(count):
+                row[k] = s[_TAU + k] * s[of + k]
+        elif which < 6:
+            of = _BY_THETA + (which - 3) * _BLOCK
+            for k in range(count):
+                row[k] = half * s[_TAU + k] * s[_TAU + k] * s[of + k]
+        elif which < 9:
+            of = _BY_POINT + (which - 6) * _BLOCK
+            for k in range(count):
+                row[k] = s[_SHIFT + k] * s[of + k]
+        else:
+            of = _X + (which - 9) * _BLOCK
+            for k in range(count):
+                along_v = (
+                    s[_BY_POINT + k] * v0
+                    + s[_BY_POINT + _BLOCK + k] * v1
+                    + s[_BY_POINT + 2 * _BLOCK + k] * v2
+                )
+                position = s[of + k] if s[_SEEN + k] > np.float32(0) else np.float32(0)
+                row[k] = s[_TAU + k] * s[_RHO + k] * position * along_v
+        if which >= 6:  # an event of unknown depth has NaN for it, and is not seen
+            for k in range(count):
+                row[k] = row[k] if s[_SEEN + k] > np.float32(0) else np.float32(0)
+
+
+@numba.njit(**_FLAGS)
+def _accumulate(count, s, by_u, by_v, gradients, sums):
+    """Adds the block's gradient (P), then its Hessian and its scatter matrix: their upper
+    triangles, row by row, in turn."""
+    size = len(by_u)
+    n = 0
+    for a in range(size):
+        total, u, v, gradient = np.float32(0), by_u[a], by_v[a], gradients[a]
+        for k in range(count):
+            gradient[k] = u[k] * s[_SLOPE + k] + v[k] * s[_SLOPE + _BLOCK + k]
+            total += gradient[k]
+        sums[n] += total
+        n += 1
+    for a in range(size):
+        u, v, gradient = by_u[a], by_v[a], gradients[a]
+        for k in range(count):
+            mixed = s[_BEND + _BLOCK + k]
+            s[_ROW_U + k] = u[k] * s[_BEND + k] + v[k] * mixed
+            s[_ROW_V + k] = u[k] * mixed + v[k] * s[_BEND + 2 * _BLOCK + k]
+        for b in range(a, size):
+            total, u, v = np.float32(0), by_u[b], by_v[b]
+            for k in range(count):
+                total += s[_ROW_U + k] * u[k] + s[_ROW_V + k] * v[k]
+            sums[n] += total
+            total, other = np.float32(0), gradients[b]
+            for k in range(count):
+                total += gradient[k] * other[k]
+            sums[n + 1] += total
+            n += 2
+
+
+@numba.njit(**_FLAGS)
+def _gather_part(
+    x, y, tau, rho, motion, projection, active, cotangent, unbiased, start, stop, sums
+):
+    rows, cols = cotangent.shape
+    s = np.empty(_SCRATCH, np.float32)
+    corners, columns = np.empty(_BLOCK, np.int32), np.empty(12 * _BLOCK, np.float32)
+    by_u = np.empty((len(active), _BLOCK), np.float32)
+    by_v, gradients = np.empty_like(by_u), np.empty_like(by_u)
     sums[:] = 0
     for first in range(start, stop, _BLOCK):
-        count = min(first + _BLOCK, stop) - first
-        _warp(bearings, tau, motion, projection, first, first + count, theta, point, uv)
-        _gather_slopes(uv, count, image, unbiased, slope, curvature)
-        _covectors(theta, point, uv, projection, 0, count, du)
-        _covectors(theta, point, uv, projection, 1, count, dv)
-        for k in range(count):
-            t = tau[first + k]
-            q = t * t * motion[6]
-            weights[0, k], weights[1, k] = t, q
-            weights[2, k], weights[3, k], weights[4, k] = t * t, t * q, q * q
-            if not (point[2, k] > np.float32(MIN_DEPTH)):
-                # Not projected: its slope is zero, its covectors are NaN or infinite.
-                for n in range(3):
-                    du[n, k] = dv[n, k] = np.float32(0)
-        for a in range(3):
-            for k in range(count):
-                terms[a, k] = du[a, k] * slope[0, k] + dv[a, k] * slope[1, k]
-        n = 3
-        for a in range(3):
-            for b in range(a, 3):
-                for k in range(count):
-                    terms[n, k] = (
-                        du[a, k] * du[b, k] * curvature[0, k]
-                        + (du[a, k] * dv[b, k] + dv[a, k] * du[b, k]) * curvature[1, k]
-                        + dv[a, k] * dv[b, k] * curvature[2, k]
-                    )
-                    terms[n + 6, k] = terms[a, k] * terms[b, k]
-                n += 1
-        # gradient: weights tau, q; Hessian and scatter blocks: tau^2, tau q, q^2.
-        n = 0
-        for w in range(2):
-            for a in range(3):
-                total = np.float32(0)
-                for k in range(count):
-                    total += weights[w, k] * terms[a, k]
-                sums[n] += total
-                n += 1
-        for group in range(2):
-            for w in range(2, 5):
-                for a in range(6):
-                    total = np.float32(0)
-                    for k in range(count):
-                        total += weights[w, k] * terms[3 + 6 * group + a, k]
-                    sums[n] += total
-                    n += 1
+        count = min(_BLOCK, stop - first)
+        _warp(x, y, tau, rho, motion, projection, first, count, s)
+        _find_bins(count, rows, cols, s, corners)
+        _sum_rows(count, cotangent, corners, s, columns)
+        _sum_columns(count, columns, s)
+        if not unbiased:
+            _raw_slopes(count, cotangent, corners, s)
+        _covectors(projection, 0, count, s)
+        _jacobian(active, motion, count, s, by_u)
+        _covectors(projection, 1, count, s)
+        _jacobian(active, motion, count, s, by_v)
+        _accumulate(count, s, by_u, by_v, gradients, sums)
 
 
 @numba.njit(parallel=True, **_FLAGS)
-def _gather(bearings, tau, motion, projection, image, unbiased):
-    """The sums of all events: gradient (6), Hessian (18), scatter matrix (18)."""
-    events = len(tau)
-    parts = max(1, (events + _PART - 1) // _PART)
-    sums = np.empty((parts, _SUMS))
-    for p in numba.prange(parts):
-        start, stop = p * _PART, min((p + 1) * _PART, events)
-        _gather_part(bearings, tau, motion, projection, image, unbiased, start, stop, sums[p])
-    return _sum_rows(sums)
+def _gather(x, y, tau, rho, motion, projection, active, cotangent, unbiased):
+    """[TIME_PARTS, ...] sums over the events of each part of the window, see `_accumulate`."""
+    events, size = len(tau), len(active)
+    parts = max(1, events // TIME_PARTS // _PART)
+    sums = np.empty((TIME_PARTS, parts, size * (size + 2)))
+    for p in numba.prange(TIME_PARTS * parts):
+        start = events * p // (TIME_PARTS * parts)
+        stop = events * (p + 1) // (TIME_PARTS * parts)
+        _gather_part(
+            x, y, tau, rho, motion, projection, active, cotangent, unbiased,
+            start, stop, sums[p // parts, p % parts],
+        )  # fmt: skip
+    return _add_parts(sums)
 
 
 @numba.njit(**_FLAGS)
-def _gather_serial(bearings, tau, motion, projection, image, unbiased):
+def _gather_serial(x, y, tau, rho, motion, projection, active, cotangent, unbiased):
     """`_gather` on the calling thread."""
-    sums = np.empty((1, _SUMS))
-    _gather_part(bearings, tau, motion, projection, image, unbiased, 0, len(tau), sums[0])
-    return _sum_rows(sums)
+    events, size = len(tau), len(active)
+    sums = np.empty((TIME_PARTS, size * (size + 2)))
+    for p in range(TIME_PARTS):
+        start, stop = events * p // TIME_PARTS, events * (p + 1) // TIME_PARTS
+        _gather_part(
+            x, y, tau, rho, motion, projection, active, cotangent, unbiased,
+            start, stop, sums[p],
+        )  # fmt: skip
+    return sums
 
 
 @numba.njit(**_FLAGS)
-def _sum_rows(sums):
-    return sums.sum(axis=0)
+def _add_parts(sums):
+    return sums.sum(axis=1)

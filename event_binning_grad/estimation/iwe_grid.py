@@ -42,6 +42,11 @@ class IweGrid:
     height: int
     radius_px: float
 
+    @property
+    def focal_px(self) -> float:
+        """Pixels a unit of X/Z or Y/Z, on average."""
+        return math.sqrt(abs(float(np.linalg.det(self.matrix))))
+
     def bins(self, bin_size: float) -> Grid:
         """The grid of bins, rows first: an image [H, W] from coords (v, u)."""
         shape = (math.ceil(self.height / bin_size), math.ceil(self.width / bin_size))

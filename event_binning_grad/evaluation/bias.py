@@ -39,7 +39,6 @@ agree better with the one than the other does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -54,6 +53,11 @@ from event_binning_grad.binning import Kernel, bin_events
 from event_binning_grad.binning.piecewise import PiecewisePolynomial, fitted
 from event_binning_grad.binning.reference import Grid
 from event_binning_grad.errors import ConfigError
+from event_binning_grad.estimation.objectives import (
+    gradient_magnitude,
+    negative_binomial,
+    variance,
+)
 
 Float64 = npt.NDArray[np.float64]
 Loss = Callable[[Tensor], Tensor]
@@ -71,10 +75,6 @@ _LEAST_STEP = 1e-3
 STEPS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0)
 """The finite differences' steps d, bins of displacement."""
 
-# Gu et al., "The Spatio-Temporal Poisson Point Process: A Simple Model for the Alignment of Event
-# Camera Data", ICCV 2021: a gamma prior of this shape and rate on the events of a bin.
-_GAMMA_SHAPE, _GAMMA_RATE = 0.1, 1.59
-
 # 4 is the default of SpikingJelly's sigmoid surrogate; the slope at the step is then 1.
 SIGMOID_SHARPNESS = 4.0
 STRAIGHT_THROUGH, SIGMOID = "straight-through", f"sigmoid {SIGMOID_SHARPNESS:g}"
@@ -82,32 +82,6 @@ _SIGMOID_RADIUS = 2.0  # bins; 0.03 % of the area lies beyond on each side
 
 
 # ---------------------------------------------------------------------------------- losses
-
-
-def variance(image: Tensor) -> Tensor:
-    """The variance over the bins of the image."""
-    return image.var(correction=0)
-
-
-def negative_binomial(image: Tensor) -> Tensor:
-    """The mean over the bins of log NB(h | r, p) with r = 0.1, p = 1.59 / 2.59, for h >= 0:
-
-    log NB(h | r, p) = lgamma(h + r) - lgamma(r) - lgamma(h + 1) + r log p + h log(1 - p)
-
-    It holds between whole numbers, too. Source of r and p: Gu et al., ICCV 2021.
-    """
-    r, log_p, log_q = _GAMMA_SHAPE, -math.log1p(1 / _GAMMA_RATE), -math.log1p(_GAMMA_RATE)
-    ratio = torch.lgamma(image + r) - torch.lgamma(image + 1)
-    return (ratio + image * log_q).mean() + r * log_p - math.lgamma(r)
-
-
-def gradient_magnitude(image: Tensor) -> Tensor:
-    """The mean square of the image's slope [H, W], all directions together, by Sobel's filter."""
-    smooth_rows = (image[:-2] + 2 * image[1:-1] + image[2:]) / 4
-    smooth_columns = (image[:, :-2] + 2 * image[:, 1:-1] + image[:, 2:]) / 4
-    along_x = (smooth_rows[:, 2:] - smooth_rows[:, :-2]) / 2
-    along_y = (smooth_columns[2:] - smooth_columns[:-2]) / 2
-    return (along_x**2 + along_y**2).mean()
 
 
 def mean_absolute_deviation(image: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from event_binning_grad.errors import PacketError, RecordingError
-from event_binning_grad.estimation import RotationEstimator
-from event_binning_grad.estimation.contrast_cpu import look_up
+from event_binning_grad.estimation import EgomotionConfig, EgomotionEstimator
 from event_binning_grad.estimation.iwe_grid import iwe_grid
+from event_binning_grad.estimation.look_up import look_up, normalised_table
 from event_binning_grad.evaluation.bias import SPACING, Float64, Line
 from event_binning_grad.evaluation.evaluate import recorded_camera
 from event_binning_grad.events.decoder import PacketDecoder
@@ -34,7 +34,7 @@ class Window:
 
     Attributes:
         name: where it comes from.
-        bearings: [N, 3] unit vectors, camera frame.
+        bearings: [N, 3] X/Z, Y/Z and 1, camera frame.
         tau_s: [N] time from the window's mean time.
         omega_rad_s: [3] angular velocity at that time.
         alpha_rad_s2: [3] angular acceleration.
@@ -67,7 +67,7 @@ def simulated_windows(
             )  # fmt: skip
             next(chunks)  # the pixels forget how they were started
             buffer = WindowBuffer(window_events)
-            events = next(events for chunk in chunks for events in buffer.push(chunk))
+            events = next(found.events for chunk in chunks for found in buffer.push(chunk))
             yield _window(f"simulated {k}", camera, events, omega, np.zeros(3))
 
     return camera, windows()
@@ -78,7 +78,7 @@ def recorded_windows(
 ) -> tuple[Camera, Iterator[Window]]:
     """The camera of a recording, and its first windows whose motion can be estimated.
 
-    The motion is what `RotationEstimator` finds, with its acceleration: lines need to run through
+    The motion is what `EgomotionEstimator` finds, with its acceleration: lines need to run through
     the peak of the contrast, and not every recording has a true motion.
 
     Raises:
@@ -88,7 +88,7 @@ def recorded_windows(
     camera = camera or recorded_camera(recording)
 
     def windows() -> Iterator[Window]:
-        estimator = RotationEstimator(camera, min_events=min(1000, window_events))
+        estimator = EgomotionEstimator(camera, EgomotionConfig(min_events=min(1000, window_events)))
         taken = seen = 0
         for events in _recorded_events(recording, camera, window_events):
             seen += 1
@@ -126,19 +126,20 @@ def _recorded_events(recording: Recording, camera: Camera, window_events: int) -
                 f"{recording.path}: events of a {events.width}x{events.height} sensor, but the "
                 f"calibration is for {camera.width}x{camera.height}: use this camera's calibration"
             )
-        yield from buffer.push(events)
+        yield from (window.events for window in buffer.push(events))
 
 
 def _window(name: str, camera: Camera, events: Events, omega: Float64, alpha: Float64) -> Window:
     stamp_ns = int(events.t[0]) + int((events.t - events.t[0]).mean())
-    bearings, tau = np.empty((3, len(events)), np.float32), np.empty(len(events), np.float32)
+    columns = np.empty((3, len(events)), np.float32)
     counts = np.zeros((camera.height, camera.width), np.int32)
-    look_up(events.t, events.x, events.y, stamp_ns, camera.bearings, counts, bearings, tau)
-    usable = bearings[2] > _MIN_DEPTH  # false for NaN: no bearing, or a hot pixel
+    table = normalised_table(camera)
+    look_up(events.t, events.x, events.y, 1, stamp_ns, table, counts, columns)
+    x, y, tau = columns[:, np.isfinite(columns[0])].astype(np.float64)
     return Window(
         name,
-        np.ascontiguousarray(bearings[:, usable].T, np.float64),
-        tau[usable].astype(np.float64),
+        np.stack([x, y, np.ones_like(x)], axis=1),
+        tau,
         np.asarray(omega, np.float64),
         np.asarray(alpha, np.float64),
     )

@@ -6,7 +6,7 @@ import csv
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from event_binning_grad.config import PipelineConfig
 from event_binning_grad.errors import PacketError, RecordingError
 from event_binning_grad.estimation import EgomotionEstimate
-from event_binning_grad.evaluation.metrics import AngularVelocityError, estimates_error
+from event_binning_grad.evaluation.metrics import (
+    AngularVelocityError,
+    Float64,
+    LinearVelocityError,
+    estimates_error,
+    estimates_linear_error,
+    normalised_squared_errors,
+    normalised_squared_linear_errors,
+    trusted,
+)
+from event_binning_grad.evaluation.sensor_feed import SensorFeed, open_feed, parts
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.recordings import Recording, open_recording
+from event_binning_grad.events.types import EventPacket, Events
 from event_binning_grad.geometry import Camera
-from event_binning_grad.pipeline import Pipeline, PipelineConfig, PipelineCounters, warm_up
+from event_binning_grad.pipeline import Pipeline, PipelineCounters, warm_up
 
 EventImage = npt.NDArray[np.float32]
 
@@ -28,7 +40,16 @@ CSV_HEADER = [
     "stamp_s", "wx", "wy", "wz", "vx", "vy", "vz",
     *(f"c{row}{column}" for row in range(3) for column in range(3)),
     "events", "iterations", "status",
+    *(f"cv{row}{column}" for row in range(3) for column in range(3)),
+    "used_events",
 ]  # fmt: skip
+
+# What the configuration says of an evaluation, by its own names.
+_SETTINGS = (
+    "motion_model", "angular_acceleration", "window_events", "window_ms", "window_px",
+    "adaptive_windows", "output_rate_hz", "max_events", "objective", "binning", "reconstruction",
+    "gradient", "depth", "imu", "device",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,10 @@ class Evaluation:
         duration_s: what the events span.
         pipeline_s: time spent in the pipeline, reading of the file apart.
         estimates: one a window.
-        error: against the truth; None without truth.
+        error: of the trusted angular velocities against the truth; None without truth.
+        linear_error: of the linear velocity; None without truth or without estimates of it.
+        squares, linear_squares: normalised squared errors of both, see
+            `normalised_squared_errors`; empty without truth.
         truth: the recording's ground truth, or None.
         counters: what became of the stream.
         images: [height, width] event images of the fastest trusted window, as it came and
@@ -58,6 +82,9 @@ class Evaluation:
     pipeline_s: float
     estimates: list[EgomotionEstimate]
     error: AngularVelocityError | None
+    linear_error: LinearVelocityError | None
+    squares: Float64
+    linear_squares: Float64
     truth: GroundTruth | None
     counters: PipelineCounters
     images: tuple[EventImage, EventImage] | None
@@ -68,7 +95,7 @@ class Evaluation:
         """The figures as plain numbers and strings, keys with units, ready for JSON."""
         window_ms = [1e3 * e.solve_time_s for e in self.estimates]
         iterations = [e.iterations for e in self.estimates if e.iterations]
-        error = self.error
+        error, linear = self.error, self.linear_error
         return {
             "recording": self.recording,
             "events": self.events,
@@ -79,15 +106,22 @@ class Evaluation:
             "angular_velocity_rms_per_axis_deg_s": error and list(error.rms_per_axis_deg_s),
             "angular_velocity_median_deg_s": error and error.median_deg_s,
             "windows_compared": error.compared if error else 0,
+            "linear_velocity_rms_m_s": linear and linear.rms_m_s,
+            "linear_velocity_rms_per_axis_m_s": linear and list(linear.rms_per_axis_m_s),
+            "linear_velocity_rms_percent": linear and linear.percent,
+            "true_linear_velocity_rms_m_s": linear and linear.true_rms_m_s,
+            "linear_velocities_compared": linear.compared if linear else 0,
+            "nees_mean": _mean(self.squares),
+            "linear_nees_mean": _mean(self.linear_squares),
             "ground_truth": self.truth and self.truth.source,
             "events_per_second": self.events / self.pipeline_s,
             "window_ms_p50": _percentile(window_ms, 50),
             "window_ms_p99": _percentile(window_ms, 99),
             "iterations_mean": float(np.mean(iterations)) if iterations else None,
-            "device": self.config.device,
-            "gradient": self.config.gradient,
-            "window_events": self.config.window_events,
-            "window_ms": self.config.window_ms,
+            **{name: getattr(self.config, name) for name in _SETTINGS},
+            "used_events_share": self.counters.used_events / max(1, self.events),
+            "searches": self.counters.searches,
+            "skipped_events": self.counters.skipped_events,
             "hot_pixel_events": self.counters.hot_pixel_events,
             "discarded_events": self.counters.discarded_events,
             "discontinuities": self.counters.discontinuities,
@@ -109,11 +143,13 @@ class Evaluation:
                     [
                         f"{e.stamp_ns // 10**9}.{e.stamp_ns % 10**9:09d}",
                         *(f"{w:.9g}" for w in e.angular_velocity),
-                        *([""] * 3),
+                        *map(_cell, e.linear_velocity),
                         *(f"{c:.9g}" for c in e.covariance.ravel()),
                         e.events,
                         e.iterations,
                         e.status.value,
+                        *map(_cell, e.linear_covariance.ravel()),
+                        e.used_events,
                     ]
                 )
 
@@ -124,6 +160,7 @@ def evaluate(
     camera: Camera | None = None,
     progress: Callable[[int], None] | None = None,
     images: bool = False,
+    depth_topic: str | None = None,
 ) -> Evaluation:
     """Runs the pipeline over a recording.
 
@@ -133,21 +170,28 @@ def evaluate(
         camera: the calibration; None takes the one that the recording holds.
         progress: called with the number of events since the last call.
         images: keep the event images of one window.
+        depth_topic: of depth images, where a bag holds several.
+
+    A plane (config.depth "plane") is moved by the recording's poses, or by its true velocities;
+    only where there is neither by the estimates themselves.
 
     Raises:
-        RecordingError: the recording cannot be read, holds no events, or has no calibration.
+        RecordingError: the recording cannot be read, holds no events, or lacks a calibration or a
+            sensor that the configuration needs.
         CalibrationError: the calibration is bad.
     """
     recording = open_recording(path)
     camera = camera or recorded_camera(recording)
     truth = recording.ground_truth()
-    warm_up(config, camera)
-    pipeline = Pipeline(config, camera)
+    first_ns = _first_ns(recording)
+    feeding = open_feed(recording, config, camera, first_ns, truth, depth_topic)
+    warm_up(feeding.config, camera)
+    pipeline = Pipeline(feeding.config, camera)
     estimates: list[EgomotionEstimate] = []
     rejections: Counter[str] = Counter()
     counters, spent_s, reported = pipeline.counters, 0.0, 0
     gallery = _Gallery() if images else None
-    for packet in recording.packets():
+    for packet in _with_readings(recording, pipeline, feeding.feed):
         began = time.perf_counter()
         try:
             new = pipeline.push(packet)
@@ -168,6 +212,7 @@ def evaluate(
     if not counters.events:
         why = f": {next(iter(rejections))}" if rejections else ""
         raise RecordingError(f"{path}: no events could be read, expected an event stream{why}")
+    good = trusted(estimates)
     return Evaluation(
         str(path),
         config,
@@ -175,13 +220,35 @@ def evaluate(
         counters.duration_ns * 1e-9,
         spent_s,
         estimates,
-        estimates_error(estimates, truth),
+        estimates_error(good, truth),
+        estimates_linear_error(good, truth),
+        normalised_squared_errors(good, truth),
+        normalised_squared_linear_errors(good, truth),
         truth,
         counters,
         gallery.images if gallery else None,
         recording.unusable(),
         rejections,
     )
+
+
+def _first_ns(recording: Recording) -> int:
+    """Time of the first packet; 0 without any."""
+    packet = next(iter(recording.packets()), None)
+    return next((at_ns for at_ns, _ in parts(packet)), 0) if packet is not None else 0
+
+
+def _with_readings(
+    recording: Recording, pipeline: Pipeline, feed: SensorFeed | None
+) -> Iterator[EventPacket | Events]:
+    """The packets, and before each what other sensors said by then goes to the pipeline."""
+    if feed is None:
+        yield from recording.packets()
+        return
+    for packet in recording.packets():
+        for at_ns, part in parts(packet):
+            feed.push_until(pipeline, at_ns)
+            yield part
 
 
 class _Gallery:
@@ -215,6 +282,14 @@ def recorded_camera(recording: Recording) -> Camera:
             "calib.txt: give one with --calib FILE"
         )
     return Camera.from_camera_info(info)
+
+
+def _cell(value: float) -> str:
+    return f"{value:.9g}" if np.isfinite(value) else ""
+
+
+def _mean(values: Float64) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def _percentile(values: list[float], percent: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Errors of angular velocity, with units."""
+"""Errors of angular and linear velocity, with units."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ import numpy.typing as npt
 
 from event_binning_grad.estimation import EgomotionEstimate
 from event_binning_grad.events.ground_truth import GroundTruth
+from event_binning_grad.events.types import NS_PER_MS, NS_PER_S
 
 Float64 = npt.NDArray[np.float64]
+
+# An estimate farther from the truth than this is no estimate of the same motion.
+OFF_TRACK_DEG_S = 30.0
+# An estimate stands for at most this long before and after its stamp.
+_STANDS_FOR_NS = 50 * NS_PER_MS
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class AngularVelocityError:
     """Errors of the estimates against the truth at their stamps.
 
     Attributes:
-        compared: estimates that could be compared: trusted ones where the truth is known.
+        compared: estimates that could be compared: those where the truth is known.
         rms_deg_s: root of the mean square over estimates and axes, deg/s.
         rms_per_axis_deg_s: about x, y, z, camera frame, deg/s.
         median_deg_s: median over estimates of the error vector's length, deg/s.
@@ -29,6 +35,44 @@ class AngularVelocityError:
     rms_deg_s: float
     rms_per_axis_deg_s: tuple[float, float, float]
     median_deg_s: float
+
+
+@dataclass(frozen=True)
+class LinearVelocityError:
+    """Errors of the estimates against the truth at their stamps.
+
+    Attributes:
+        compared: estimates that have a linear velocity, where the truth is known.
+        rms_m_s: root of the mean square over estimates and axes, m/s.
+        rms_per_axis_m_s: along x, y, z, camera frame, m/s.
+        true_rms_m_s: root mean square of the true velocity's length at the same stamps, m/s.
+    """
+
+    compared: int
+    rms_m_s: float
+    rms_per_axis_m_s: tuple[float, float, float]
+    true_rms_m_s: float
+
+    @property
+    def percent(self) -> float | None:
+        """rms_m_s relative to true_rms_m_s; None where the camera did not translate."""
+        return 100 * self.rms_m_s / self.true_rms_m_s if self.true_rms_m_s > 0 else None
+
+
+@dataclass(frozen=True)
+class TrackLoss:
+    """How long a track was lost.
+
+    Attributes:
+        off_share: share of the time for which there are estimates, in which these were off by more
+            than OFF_TRACK_DEG_S.
+        longest_off_s: longest run of estimates that were off, s.
+        longest_silence_s: longest time without an estimate, the stream's ends included, s.
+    """
+
+    off_share: float
+    longest_off_s: float
+    longest_silence_s: float
 
 
 def angular_velocity_error(
@@ -41,21 +85,123 @@ def angular_velocity_error(
     error = error[np.isfinite(error).all(axis=1)]
     if not len(error):
         return None
-    x, y, z = np.sqrt((error**2).mean(axis=0))
+    rms, per_axis = _rms(error)
     return AngularVelocityError(
-        len(error),
-        float(np.sqrt((error**2).mean())),
-        (float(x), float(y), float(z)),
-        float(np.median(np.linalg.norm(error, axis=1))),
+        len(error), rms, per_axis, float(np.median(np.linalg.norm(error, axis=1)))
     )
+
+
+def linear_velocity_error(
+    stamps_ns: Sequence[int], linear_velocity: Float64, truth: GroundTruth
+) -> LinearVelocityError | None:
+    """Compares linear velocities [M, 3] m/s at stamps with the truth; None if none can be.
+
+    Rows of NaN are estimates without a linear velocity.
+    """
+    known = truth.linear_at(np.asarray(stamps_ns, np.int64)) if len(stamps_ns) else None
+    if known is None:
+        return None
+    error = linear_velocity - known
+    compared = np.isfinite(error).all(axis=1)
+    if not compared.any():
+        return None
+    rms, per_axis = _rms(error[compared])
+    true_rms = float(np.sqrt((known[compared] ** 2).sum(axis=1).mean()))
+    return LinearVelocityError(int(compared.sum()), rms, per_axis, true_rms)
+
+
+def trusted(estimates: Sequence[EgomotionEstimate]) -> list[EgomotionEstimate]:
+    """Those that the node would publish."""
+    return [e for e in estimates if e.status.ok]
 
 
 def estimates_error(
     estimates: Sequence[EgomotionEstimate], truth: GroundTruth | None
 ) -> AngularVelocityError | None:
-    """The error of the trusted estimates (those that the node would publish)."""
-    trusted = [e for e in estimates if e.status.ok]
-    if truth is None or not trusted:
+    """The error of estimates' angular velocities."""
+    if truth is None or not estimates:
         return None
-    omega = np.array([e.angular_velocity for e in trusted])
-    return angular_velocity_error([e.stamp_ns for e in trusted], omega, truth)
+    return angular_velocity_error(_stamps(estimates), _omega(estimates), truth)
+
+
+def estimates_linear_error(
+    estimates: Sequence[EgomotionEstimate], truth: GroundTruth | None
+) -> LinearVelocityError | None:
+    """The error of estimates' linear velocities."""
+    if truth is None or not estimates:
+        return None
+    velocity = np.array([e.linear_velocity for e in estimates])
+    return linear_velocity_error(_stamps(estimates), velocity, truth)
+
+
+def normalised_squared_errors(
+    estimates: Sequence[EgomotionEstimate], truth: GroundTruth | None
+) -> Float64:
+    """e^T C^-1 e of estimates' angular velocities, where the truth is known.
+
+    The mean is 3 where the covariances C are right (the NEES of the filtering literature: Bar-
+    Shalom, Li, Kirubarajan, Estimation with Applications to Tracking and Navigation, 5.4).
+    """
+    if truth is None or not estimates:
+        return np.empty(0)
+    error = _omega(estimates) - truth.at(np.asarray(_stamps(estimates), np.int64))
+    return normalised_squares(error, np.array([e.covariance for e in estimates]))
+
+
+def normalised_squared_linear_errors(
+    estimates: Sequence[EgomotionEstimate], truth: GroundTruth | None
+) -> Float64:
+    """The same of the linear velocities."""
+    if truth is None or not estimates:
+        return np.empty(0)
+    known = truth.linear_at(np.asarray(_stamps(estimates), np.int64))
+    if known is None:
+        return np.empty(0)
+    error = np.array([e.linear_velocity for e in estimates]) - known
+    return normalised_squares(error, np.array([e.linear_covariance for e in estimates]))
+
+
+def normalised_squares(error: Float64, covariance: Float64) -> Float64:
+    """[K] e^T C^-1 e of those errors [M, n] and covariances [M, n, n] that are known."""
+    known = np.isfinite(error).all(axis=1) & np.isfinite(covariance).all(axis=(1, 2))
+    error, covariance = error[known], covariance[known]
+    return np.einsum("mi,mi->m", error, np.linalg.solve(covariance, error[..., None])[..., 0])
+
+
+def track_loss(
+    estimates: Sequence[EgomotionEstimate], truth: GroundTruth, start_ns: int, end_ns: int
+) -> TrackLoss:
+    """When estimates, sorted by stamp, were off within a stream of [start_ns, end_ns]."""
+    estimates = [e for e in estimates if np.isfinite(e.angular_velocity).all()]
+    if not estimates:
+        return TrackLoss(float("nan"), float("nan"), (end_ns - start_ns) / NS_PER_S)
+    stamps = np.array(_stamps(estimates), np.int64)
+    error = np.linalg.norm(np.degrees(_omega(estimates) - truth.at(stamps)), axis=1)
+    known, off = np.isfinite(error), error > OFF_TRACK_DEG_S
+    gaps = np.diff(stamps)
+    half = np.minimum(gaps / 2, _STANDS_FOR_NS)
+    stands = np.concatenate([[0.0], half]) + np.concatenate([half, [0.0]])
+    longest = run = 0.0
+    for bad, span in zip(off, stands, strict=True):
+        run = run + span if bad else 0.0
+        longest = max(longest, run)
+    silence = max(int(gaps.max(initial=0)), int(stamps[0]) - start_ns, end_ns - int(stamps[-1]))
+    return TrackLoss(
+        float(stands[off].sum() / max(stands[known].sum(), 1.0)),
+        longest / NS_PER_S,
+        silence / NS_PER_S,
+    )
+
+
+def _stamps(estimates: Sequence[EgomotionEstimate]) -> list[int]:
+    return [e.stamp_ns for e in estimates]
+
+
+def _omega(estimates: Sequence[EgomotionEstimate]) -> Float64:
+    return np.array([e.angular_velocity for e in estimates])
+
+
+def _rms(error: Float64) -> tuple[float, tuple[float, float, float]]:
+    """Root mean square of errors [M, 3], over all and by axis."""
+    x, y, z = np.sqrt((error**2).mean(axis=0))
+    return float(np.sqrt((error**2).mean())), (float(x), float(y), float(z))

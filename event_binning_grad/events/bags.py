@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from itertools import count, takewhile
@@ -13,8 +13,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from event_binning_grad.errors import RecordingError
+from event_binning_grad.events.companions import (
+    SensorError,
+    to_angular_velocity,
+    to_depth,
+    to_range,
+)
 from event_binning_grad.events.decoder import PacketDecoder, payload_bytes
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.types import (
@@ -37,6 +44,9 @@ EVENT_ARRAY_TYPE = "event_array_msgs/msg/EventArray"
 EVENT_TYPES = (EVENT_PACKET_TYPE, EVENT_ARRAY_TYPE)
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 TWIST_TYPE = "geometry_msgs/msg/TwistStamped"
+DEPTH_TYPE = "sensor_msgs/msg/Image"
+RANGE_TYPE = "sensor_msgs/msg/Range"
+IMU_TYPE = "sensor_msgs/msg/Imu"
 EVENT_PACKET_DEFINITION = """\
 std_msgs/Header header
 uint32 height
@@ -51,6 +61,9 @@ uint8[] events
 EVENTS_TOPIC = "/event_camera/events"
 CAMERA_INFO_TOPIC = "/event_camera/camera_info"
 GROUND_TRUTH_TOPIC = "/event_camera/ground_truth/twist"
+DEPTH_TOPIC = "/event_camera/depth"
+RANGE_TOPIC = "/event_camera/range"
+IMU_TOPIC = "/event_camera/imu"
 CAMERA_INFO_PERIOD_NS = NS_PER_S // 10
 # How far the ground truth reaches beyond the events.
 MARGIN_NS = 100 * NS_PER_MS
@@ -84,7 +97,8 @@ def typestore() -> Typestore:
 class BagRecording:
     """A bag of event packets: a rosbag2 directory, a bare .mcap or .db3, or a ROS 1 .bag.
 
-    topic: the events' topic. Counted while reading: unreadable_messages (damaged ones, skipped).
+    topic: the events' topic. Counted while reading: unreadable_messages (damaged ones, skipped),
+        unusable_readings (of other sensors: nothing measured, or in an encoding unknown here).
     """
 
     def __init__(self, path: Path, topic: str | None = None) -> None:
@@ -94,6 +108,7 @@ class BagRecording:
         """
         self.path = path
         self.unreadable_messages = 0
+        self.unusable_readings = 0
         self._files = _bag_files(path)
         self._types = self._scan_topics()
         self.topic: str = self._choose_topic(topic)
@@ -139,8 +154,25 @@ class BagRecording:
         return [topic for topic, type_name in self._types.items() if type_name not in known]
 
     def unusable(self) -> dict[str, int]:
-        """What packets() could not use, by reason, after it ran."""
-        return {"unreadable_messages": self.unreadable_messages}
+        """What packets() and the other sensors' iterators could not use, by reason, so far."""
+        return {
+            "unreadable_messages": self.unreadable_messages,
+            "unusable_readings": self.unusable_readings,
+        }
+
+    def depth_images(self, topic: str = "depth") -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """stamp_ns and float32 [H, W] in m (NaN unknown) of an Image topic with this in its name;
+        nothing if there is none."""
+        return self._readings(DEPTH_TYPE, topic, to_depth)
+
+    def ranges(self) -> Iterator[tuple[int, float]]:
+        """stamp_ns and metres of a Range topic; nothing if there is none."""
+        return self._readings(RANGE_TYPE, "", to_range)
+
+    def imu(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """stamp_ns and angular velocity [3] in rad/s, in the IMU's own frame, of an Imu topic;
+        nothing if there is none."""
+        return self._readings(IMU_TYPE, "", to_angular_velocity)
 
     def calibration(self) -> dict[str, Any] | None:
         """The first camera_info as fields of sensor_msgs/CameraInfo; None if there is none."""
@@ -209,6 +241,21 @@ class BagRecording:
         found = [name for name, kind in self._types.items() if kind == type_name and part in name]
         return max(found, key=shared, default=None)
 
+    def _readings(
+        self, type_name: str, part: str, convert: Callable[[Any], Any]
+    ) -> Iterator[tuple[int, Any]]:
+        topic = self.companion(type_name, part)
+        for message in self._messages([topic] if topic else []):
+            content = self._content(message)
+            if content is None:
+                continue
+            try:
+                value = convert(content)
+            except SensorError:
+                self.unusable_readings += 1
+                continue
+            yield stamp_to_ns(content.header.stamp), value
+
     def _content(self, message: RawMessage) -> Any:
         """The message's fields; None (counted) if it is damaged."""
         try:
@@ -248,6 +295,9 @@ def write_bag(
     ground_truth: GroundTruth | None = None,
     *,
     frame_id: str | None = None,
+    depth_images: Iterable[tuple[int, NDArray[np.float32]]] | None = None,
+    ranges: Iterable[tuple[int, float]] | None = None,
+    imu: Iterable[tuple[int, NDArray[np.float64]]] | None = None,
 ) -> int:
     """Writes a rosbag2 (mcap) as a live robot would have recorded it; returns the packet count.
 
@@ -256,7 +306,10 @@ def write_bag(
     camera_info: fields of sensor_msgs/CameraInfo (width, height, distortion_model, d, k), to
         /event_camera/camera_info at 10 Hz.
     ground_truth: to /event_camera/ground_truth/twist, from 0.1 s before the events to 0.1 s after.
-    frame_id: of camera_info and ground truth; the packets' own if None.
+    frame_id: of everything but the packets; the packets' own if None.
+    depth_images, ranges, imu: what other sensors say, in the order of stamp_ns: (stamp_ns, float32
+        [H, W] m, NaN unknown) as 32FC1, (stamp_ns, m, NaN nothing met) and (stamp_ns, [3] rad/s);
+        to /event_camera/depth, range and imu, up to 0.1 s after the events. Streamed like packets.
     The directory `path` appears only when it is complete. Raises RecordingError if it exists.
     """
     path = Path(path)
@@ -266,7 +319,8 @@ def write_bag(
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workplace:
             unfinished = Path(workplace) / path.name
-            written = _write_bag(unfinished, packets, camera_info, ground_truth, frame_id)
+            sensors = {DEPTH_TYPE: depth_images, RANGE_TYPE: ranges, IMU_TYPE: imu}
+            written = _write_bag(unfinished, packets, camera_info, ground_truth, sensors, frame_id)
             unfinished.rename(path)
     except OSError as error:
         raise RecordingError(f"{path} cannot be written: {error.strerror}") from None
@@ -278,6 +332,7 @@ def _write_bag(
     packets: Iterable[PacketLike],
     camera_info: Mapping[str, Any] | None,
     ground_truth: GroundTruth | None,
+    sensors: Mapping[str, Iterable[tuple[int, Any]] | None],
     frame_id: str | None,
 ) -> int:
     from rosbags.rosbag2 import StoragePlugin, Writer
@@ -293,7 +348,7 @@ def _write_bag(
             if companions is None:
                 start, frame = stamp_to_ns(packet.header.stamp), packet.header.frame_id
                 frame = frame if frame_id is None else frame_id
-                companions = _Companions(writer, camera_info, ground_truth, frame, start)
+                companions = _Companions(writer, camera_info, ground_truth, sensors, frame, start)
             time_ns = max(time_ns, arrival_ns)
             companions.write_until(time_ns)
             data = store.serialize_cdr(_to_message(packet), EVENT_PACKET_TYPE)
@@ -305,13 +360,14 @@ def _write_bag(
 
 
 class _Companions:
-    """Writes camera_info and ground truth between the packets, in the order of time."""
+    """Writes what belongs to the packets between them, in the order of time."""
 
     def __init__(
         self,
         writer: Any,
         camera_info: Mapping[str, Any] | None,
         ground_truth: GroundTruth | None,
+        sensors: Mapping[str, Iterable[tuple[int, Any]] | None],
         frame_id: str,
         start_ns: int,
     ) -> None:
@@ -327,6 +383,11 @@ class _Companions:
                 GROUND_TRUTH_TOPIC, TWIST_TYPE, typestore=typestore()
             )
             streams.append(_twists(connection, ground_truth, frame_id, start_ns - MARGIN_NS))
+        for type_name, readings in sensors.items():
+            if readings is not None:
+                topic, to_message = _SENSORS[type_name]
+                connection = writer.add_connection(topic, type_name, typestore=typestore())
+                streams.append(_sensor_messages(connection, readings, to_message, frame_id))
         self._messages = heapq.merge(*streams, key=lambda message: message[0])
         self._next = next(self._messages, None)
 
@@ -385,6 +446,55 @@ def _twists(
             twist=twist(linear=vector(*map(float, linear)), angular=vector(*map(float, angular))),
         )
         yield time_ns, connection, message
+
+
+def _sensor_messages(
+    connection: Any,
+    readings: Iterable[tuple[int, Any]],
+    to_message: Callable[[Any, Any], Any],
+    frame_id: str,
+) -> Iterator[tuple[int, Any, Any]]:
+    for time_ns, value in readings:
+        header = _to_header(Header(Stamp.from_ns(time_ns), frame_id))
+        yield time_ns, connection, to_message(header, value)
+
+
+def _depth_message(header: Any, depth_m: NDArray[np.float32]) -> Any:
+    height, width = depth_m.shape
+    data = np.ascontiguousarray(depth_m, "<f4").reshape(-1).view(np.uint8)
+    return typestore().types[DEPTH_TYPE](header, height, width, "32FC1", 0, 4 * width, data)
+
+
+def _range_message(header: Any, range_m: float) -> Any:
+    # Infinite says that nothing was met (REP 117).
+    measured = float(range_m) if np.isfinite(range_m) else float("inf")
+    infrared, narrow_rad = 1, 0.01
+    return typestore().types[RANGE_TYPE](
+        header, infrared, narrow_rad, 0.0, float(np.finfo(np.float32).max), measured
+    )
+
+
+def _imu_message(header: Any, angular_velocity: NDArray[np.float64]) -> Any:
+    types = typestore().types
+    vector, quaternion = types["geometry_msgs/msg/Vector3"], types["geometry_msgs/msg/Quaternion"]
+    unknown, not_held = np.zeros(9), np.concatenate([[-1.0], np.zeros(8)])
+    return types[IMU_TYPE](
+        header=header,
+        orientation=quaternion(0.0, 0.0, 0.0, 1.0),
+        orientation_covariance=not_held,
+        angular_velocity=vector(*map(float, angular_velocity)),
+        angular_velocity_covariance=unknown,
+        linear_acceleration=vector(0.0, 0.0, 0.0),
+        linear_acceleration_covariance=not_held,
+    )
+
+
+# The topic and the message of each other sensor, by the message's type.
+_SENSORS = {
+    DEPTH_TYPE: (DEPTH_TOPIC, _depth_message),
+    RANGE_TYPE: (RANGE_TOPIC, _range_message),
+    IMU_TYPE: (IMU_TOPIC, _imu_message),
+}
 
 
 def _sensor_qos() -> Any:

@@ -132,10 +132,10 @@ def _slots(events: Events | Iterable[Events], slot_ns: int) -> Iterator[Events]:
     """The events cut into slots of time; each is valid until the next one is asked for."""
     slots = WindowBuffer(window_ns=slot_ns)
     for chunk in [events] if isinstance(events, Events) else events:
-        yield from slots.push(chunk)
+        yield from (slot.events for slot in slots.push(chunk))
     last = slots.flush()
     if last is not None:
-        yield last
+        yield last.events
 
 
 def _packet(words: bytes, first_ns: int, events: Events, seq: int, frame_id: str) -> EventPacket:

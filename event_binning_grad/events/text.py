@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from event_binning_grad.errors import RecordingError
 from event_binning_grad.events.ground_truth import (
     GroundTruth,
+    PoseTrack,
     read_constant,
     read_gyro,
+    read_gyro_and_poses,
+    read_pose_track,
     read_poses,
 )
 from event_binning_grad.events.time_rules import UNKNOWN_TIME, settle_times
@@ -131,14 +134,28 @@ class TextRecording:
         }
 
     def ground_truth(self) -> GroundTruth | None:
-        """From imu.txt (gyroscope), else groundtruth.txt (poses), else motion.txt (constant)."""
-        if (path := self._directory / "imu.txt").is_file():
-            return read_gyro(path)
-        if (path := self._directory / "groundtruth.txt").is_file():
-            return read_poses(path)
+        """From imu.txt (gyroscope), else groundtruth.txt (poses), else motion.txt (constant).
+
+        Linear velocity comes from groundtruth.txt alone.
+        """
+        gyro, poses = self._directory / "imu.txt", self._directory / "groundtruth.txt"
+        if gyro.is_file():
+            return read_gyro_and_poses(gyro, poses) if poses.is_file() else read_gyro(gyro)
+        if poses.is_file():
+            return read_poses(poses)
         if (path := self._directory / "motion.txt").is_file():
             return read_constant(path, self._survey.first_ns, self._survey.last_ns)
         return None
+
+    def poses(self) -> PoseTrack | None:
+        """The camera's poses of groundtruth.txt; None if there is no such file."""
+        path = self._directory / "groundtruth.txt"
+        return read_pose_track(path) if path.is_file() else None
+
+    def gyro(self) -> GroundTruth | None:
+        """Angular velocity of imu.txt; None if there is no such file."""
+        path = self._directory / "imu.txt"
+        return read_gyro(path) if path.is_file() else None
 
     @cached_property
     def _calib(self) -> tuple[list[float], tuple[int, int] | None] | None:

@@ -15,6 +15,10 @@ from event_binning_grad.pipeline import PipelineCounters
 
 # A stream or an output that is silent for so long is reported, s.
 SILENCE_S = 2.0
+# Stamps of a sensor so far from those of the events are reported, s: no delay explains them.
+_MAX_STAMP_DIFFERENCE_S = 1.0
+# A greater share of windows left out is reported: less is a hiccup of the machine.
+_MAX_SKIPPED_SHARE = 0.1
 
 
 class Level(enum.IntEnum):
@@ -62,6 +66,34 @@ class Measurements:
 
 
 @dataclass(frozen=True)
+class SensorReport:
+    """The state of a sensor's topic. Counts are since the node's start.
+
+    Attributes:
+        name: "depth", "range" or "imu", which is the topic's name, too.
+        needed_by: the parameters that make use of it.
+        topic: where it comes from.
+        publishers: how many offer that topic.
+        refused, last_refusal: messages that could not be used, and why the last one could not.
+        dropped: readings given up because the worker was too slow to take them.
+        last_arrival_s: of a message, on the monotonic clock; of the subscription, if none yet.
+        behind_s: how far its last stamp lay before the end of the last window when that was
+            complete; NaN: not known.
+    """
+
+    name: str
+    needed_by: str
+    topic: str
+    publishers: int
+    received: int
+    refused: int
+    dropped: int
+    last_refusal: str
+    last_arrival_s: float
+    behind_s: float
+
+
+@dataclass(frozen=True)
 class Report:
     """The node's state at one moment. Counts are since its start, times on the monotonic clock.
 
@@ -73,8 +105,10 @@ class Report:
         calibration_problem: why there is no calibration and what to do; "" when there is one.
         last_arrival_s, last_published_s: of a packet and of an estimate; the start, if none yet.
         rejected_packets, last_rejection: packets dropped because of what is in them.
+        track_repairs: windows for which the track had to be found, and was.
         counters: of the pipeline.
         activity: measured since the report before.
+        sensors: those that the parameters make use of, besides the event camera.
     """
 
     time_s: float
@@ -92,11 +126,14 @@ class Report:
     last_arrival_s: float
     published: int
     last_published_s: float
+    track_repairs: int
     last_discontinuity: str
     device: str
     gradient: str
+    motion_model: str
     counters: PipelineCounters = field(default_factory=PipelineCounters)
     activity: Activity = field(default_factory=Activity)
+    sensors: tuple[SensorReport, ...] = ()
 
 
 Problem = tuple[Level, str]
@@ -111,6 +148,9 @@ def assess(before: Report, now: Report) -> Problem:
         return Level.WARN, "starting: compiling (seconds, only the first time)"
     silence_s = now.time_s - now.last_arrival_s
     found = list(_input_problems(before, now, silence_s))
+    earlier = {sensor.name: sensor for sensor in before.sensors}
+    for sensor in now.sensors:
+        found += _sensor_problems(earlier.get(sensor.name, sensor), sensor, now.time_s)
     if now.received_packets and silence_s <= SILENCE_S and not now.calibration_problem:
         found += _output_problems(before, now)
     if not found:
@@ -155,9 +195,43 @@ def _input_problems(before: Report, now: Report, silence_s: float) -> Iterator[P
         )
 
 
+def _sensor_problems(before: SensorReport, now: SensorReport, time_s: float) -> Iterator[Problem]:
+    silence_s = time_s - now.last_arrival_s
+    if not now.received:
+        offer = "it is offered, but nothing comes" if now.publishers else "nobody publishes it"
+        advice = f"start its driver, or remap ~/{now.name} to its topic"
+        yield (
+            Level.WARN,
+            f"{now.needed_by}: no {now.name} yet on {now.topic} ({offer}): {advice}",
+        )
+    elif silence_s > SILENCE_S:
+        yield (
+            Level.ERROR,
+            f"{now.needed_by}: no {now.name} on {now.topic} for {silence_s:.0f} s: its driver has "
+            "stopped",
+        )
+    refused = now.refused - before.refused
+    if refused:
+        yield Level.WARN, f"{refused} messages on {now.topic} refused: {now.last_refusal}"
+    if abs(now.behind_s) > _MAX_STAMP_DIFFERENCE_S + max(silence_s, 0.0):
+        side = "behind" if now.behind_s > 0 else "ahead of"
+        yield (
+            Level.WARN,
+            f"the stamps on {now.topic} are {abs(now.behind_s):.1f} s {side} those of the events: "
+            "let both drivers stamp by one clock",
+        )
+
+
 def _output_problems(before: Report, now: Report) -> Iterator[Problem]:
     """Problems of a stream that comes and is calibrated."""
     windows = now.counters.windows - before.counters.windows
+    skipped = now.counters.skipped_windows - before.counters.skipped_windows
+    if skipped > _MAX_SKIPPED_SHARE * (windows + skipped):
+        yield (
+            Level.WARN,
+            f"{skipped} of {windows + skipped} windows left out to keep up: lower output_rate_hz "
+            "or max_events, or free the processor",
+        )
     counts = {s: now.counters.estimates[s] - before.counters.estimates[s] for s in Status}
     untrusted = {status: n for status, n in counts.items() if n and not status.ok}
     if 2 * sum(untrusted.values()) > windows:
@@ -179,9 +253,12 @@ def _output_problems(before: Report, now: Report) -> Iterator[Problem]:
 _ADVICE = {
     Status.TOO_FEW_EVENTS: "hardly anything moves, or window_ms is too short",
     Status.NO_STRUCTURE: "the camera sees no texture, or only noise",
-    Status.NO_CONTRAST_GAIN: "check the calibration; the motion is perhaps not a rotation",
+    Status.NO_CONTRAST_GAIN: "check the calibration; the motion is perhaps not motion_model's",
     Status.UNCERTAIN: "too little texture to tell, or the motion changes too much within a window",
-    Status.NOT_CONVERGED: "the motion changes too much within a window: lower window_events",
+    Status.NOT_CONVERGED: "the motion changes too much within a window: lower window_ms",
+    Status.NO_DEPTH: "the motion model needs the scene's depth: see the parameter depth",
+    Status.NO_ROTATION: "the motion model needs the IMU's angular velocity: see the parameter imu",
+    Status.DEADLINE: "raise deadline_ms, or lower max_events or output_rate_hz",
 }
 
 
@@ -209,12 +286,17 @@ def figures(before: Report, now: Report) -> dict[str, str]:
         **{f"estimates {status.value}": counters.estimates[status] for status in Status},
         "published": now.published,
         "published per s": f"{(now.published - before.published) / period_s:.1f}",
+        "used events share": _used_share(before.counters, counters),
         "lag ms p50": _statistic(np.median, activity.lag_ms),
         "lag ms max": _statistic(np.max, activity.lag_ms),
         "solve ms mean": _statistic(np.mean, activity.solve_ms),
         "solve ms max": _statistic(np.max, activity.solve_ms),
         "iterations mean": _statistic(np.mean, activity.iterations),
         "contrast gain mean": _statistic(np.nanmean, activity.contrast_gain),
+        "skipped windows": counters.skipped_windows,
+        "skipped events": counters.skipped_events,
+        "track losses": counters.searches,
+        "track repairs": now.track_repairs,
         "discontinuities": counters.discontinuities,
         "last discontinuity": now.last_discontinuity,
         "discarded events": counters.discarded_events + decoder.discarded_events,
@@ -225,10 +307,32 @@ def figures(before: Report, now: Report) -> dict[str, str]:
         "unsynchronised events": decoder.unsynchronised_events,
         "clock resets": decoder.clock_resets,
         "steps back in time": decoder.time_steps_back,
+        "motion model": now.motion_model,
         "device": now.device,
         "gradient": now.gradient,
     }
+    for sensor in now.sensors:
+        values |= {
+            f"{sensor.name} messages": sensor.received,
+            f"{sensor.name} refused": sensor.refused,
+            f"{sensor.name} last refusal": sensor.last_refusal,
+            f"{sensor.name} dropped": sensor.dropped,
+            f"{sensor.name} age s": _seconds(now.time_s - sensor.last_arrival_s, sensor.received),
+            f"{sensor.name} behind events s": _seconds(sensor.behind_s, sensor.received),
+        }
     return {name: str(value) for name, value in values.items()}
+
+
+def _seconds(value: float, known: int) -> str:
+    return f"{value:.3f}" if known and np.isfinite(value) else ""
+
+
+def _used_share(before: PipelineCounters, now: PipelineCounters) -> str:
+    """The share of events that were looked at: not those of windows left out, or between windows,
+    and of large windows a part."""
+    window_events = now.window_events - before.window_events
+    events = window_events + now.skipped_events - before.skipped_events
+    return f"{(now.used_events - before.used_events) / events:.3f}" if events else ""
 
 
 def _statistic(function: Any, values: Sequence[float]) -> str:

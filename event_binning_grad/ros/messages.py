@@ -11,7 +11,7 @@ import numpy.typing as npt
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from event_camera_msgs.msg import EventPacket
-from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped
+from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped, Vector3Stamped
 from sensor_msgs.msg import CameraInfo, Image, TimeReference
 from std_msgs.msg import Header
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # the replayer needs the conversions, but not the estimator
     from event_binning_grad.estimation import EgomotionEstimate
     from event_binning_grad.ros.health import Level
 
-# The velocity is not estimated: 0 with this variance, (m/s)^2. Whoever fuses the twist must leave
-# these axes out by configuration (robot_localization: false in twist0_config); a large variance
-# says the same to who looks, and a zero would claim a camera nailed to its place.
-UNKNOWN_LINEAR_VARIANCE = 1e6
+# A velocity that is not known is 0 with this variance, (m/s)^2 or (rad/s)^2. Whoever fuses the
+# twist must leave these axes out by configuration (robot_localization: false in twist0_config); a
+# large variance says the same to who looks, and a zero would claim a camera nailed to its place.
+UNKNOWN_VARIANCE = 1e6
 
 # White in the event image: this percentile of the pixels that hold events, but at least so many
 # events, so that single noise events stay dark.
@@ -51,15 +51,35 @@ def to_time(time_ns: int) -> Time:
 
 
 def to_twist(estimate: EgomotionEstimate, frame_id: str) -> TwistWithCovarianceStamped:
-    """The angular velocity in rad/s, its covariance, and a linear velocity marked as unknown."""
+    """Angular velocity in rad/s and linear velocity in m/s, with their joint covariance.
+
+    A linear velocity that the estimate does not have, or has no scale for, is marked as unknown;
+    so is the variance of an angular velocity that was taken from elsewhere.
+    """
     message = TwistWithCovarianceStamped()
     message.header = _header(estimate.stamp_ns, frame_id)
     angular = message.twist.twist.angular
     angular.x, angular.y, angular.z = (float(w) for w in estimate.angular_velocity)
-    covariance = np.zeros((6, 6))
-    covariance[:3, :3] = UNKNOWN_LINEAR_VARIANCE * np.eye(3)
-    covariance[3:, 3:] = estimate.covariance
+    if np.isfinite(estimate.linear_velocity).all():
+        linear = message.twist.twist.linear
+        linear.x, linear.y, linear.z = (float(v) for v in estimate.linear_velocity)
+    covariance = UNKNOWN_VARIANCE * np.eye(6)
+    for block, values in (
+        (np.s_[:3, :3], estimate.linear_covariance),
+        (np.s_[:3, 3:], estimate.cross_covariance),
+        (np.s_[3:, :3], estimate.cross_covariance.T),
+        (np.s_[3:, 3:], estimate.covariance),
+    ):
+        if np.isfinite(values).all():
+            covariance[block] = values
     message.twist.covariance = covariance.ravel()
+    return message
+
+
+def to_vector(values: npt.NDArray[np.float64], stamp_ns: int, frame_id: str) -> Vector3Stamped:
+    """A vector [3] with the time and frame at which it holds."""
+    message = Vector3Stamped(header=_header(stamp_ns, frame_id))
+    message.vector.x, message.vector.y, message.vector.z = (float(value) for value in values)
     return message
 
 

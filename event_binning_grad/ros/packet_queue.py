@@ -22,11 +22,13 @@ class Arrival(Generic[Packet]):
     """A packet, and how it came.
 
     arrival_s: when it came, on the monotonic clock.
+    number: how many packets had come with it, dropped ones included.
     shed_before: packets that were dropped between the one before and this one.
     """
 
     packet: Packet
     arrival_s: float
+    number: int
     shed_before: int
 
 
@@ -48,7 +50,7 @@ class PacketQueue(Generic[Packet]):
 
     def __init__(self, max_wait_s: float) -> None:
         self._max_wait_s = max_wait_s
-        self._waiting: deque[tuple[Packet, float, int]] = deque()
+        self._waiting: deque[tuple[Packet, float, int, int]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._catching_up = False
@@ -72,7 +74,7 @@ class PacketQueue(Generic[Packet]):
         with self._changed:
             self.received_packets += 1
             self.received_bytes += size
-            self._waiting.append((packet, arrival_s, size))
+            self._waiting.append((packet, arrival_s, size, self.received_packets))
             age_s = now_s - arrival_s
             limit_s = self._max_wait_s * (_CAUGHT_UP if self._catching_up else 1)
             late = age_s > limit_s
@@ -97,9 +99,9 @@ class PacketQueue(Generic[Packet]):
             # put() alone would leave the last packets of a stream that has stopped.
             if self._oldest_age_s(time.monotonic()) > self._max_wait_s:
                 self._shed(keep=1)
-            packet, arrival_s, _ = self._waiting.popleft()
+            packet, arrival_s, _, number = self._waiting.popleft()
             shed_before, self._shed_now = self._shed_now, 0
-            return Arrival(packet, arrival_s, shed_before)
+            return Arrival(packet, arrival_s, number, shed_before)
 
     def close(self) -> None:
         """Ends the queue: get() returns None from now on, at once."""
@@ -115,4 +117,4 @@ class PacketQueue(Generic[Packet]):
         dropped = [self._waiting.popleft() for _ in range(len(self._waiting) - keep)]
         self._shed_now += len(dropped)
         self.shed_packets += len(dropped)
-        self.shed_bytes += sum(size for _, _, size in dropped)
+        self.shed_bytes += sum(size for _, _, size, _ in dropped)

@@ -13,6 +13,7 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
 from event_binning_grad.errors import ConfigError
+from event_binning_grad.ros.sensors import to_rotation
 
 Config = TypeVar("Config")
 
@@ -29,6 +30,8 @@ class NodeConfig:
             newest are dropped.
         iwe_rate_hz: at most so many event images a second are made, Hz.
         diagnostics_period_s: time between two messages on /diagnostics, s.
+        imu_to_camera: rotation from the IMU's frame into the camera's: a unit quaternion
+            (x, y, z, w), or the 9 numbers of a matrix, row by row.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -39,6 +42,7 @@ class NodeConfig:
     queue_ms: float = 200.0
     iwe_rate_hz: float = 30.0
     diagnostics_period_s: float = 1.0
+    imu_to_camera: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0)
 
     def __post_init__(self) -> None:
         for name, lowest, highest in (
@@ -49,6 +53,10 @@ class NodeConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and lowest <= value <= highest):
                 raise ConfigError(f"{name} {value}: expected {lowest:g} to {highest:g}")
+        try:
+            to_rotation(self.imu_to_camera)
+        except ConfigError as error:
+            raise ConfigError(f"imu_to_camera: {error}") from None
 
 
 def declare(node: Node, kind: type[Config]) -> Config:
@@ -91,6 +99,12 @@ def field_descriptions(kind: type) -> dict[str, str]:
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is tuple:
+        # rclpy gives a list or an array.array; an array of integers is as good.
+        numbers = None if isinstance(value, (str, bytes)) else getattr(value, "__iter__", None)
+        if numbers is None or any(type(number) not in (int, float) for number in value):
+            raise ConfigError(f"{name} {value!r}: expected a list of numbers, [0.0, 1.0]")
+        return tuple(float(number) for number in value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -1,4 +1,4 @@
-"""The perception node: event packets in, angular velocity out."""
+"""The perception node: event packets in, the camera's velocity out."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from event_camera_msgs.msg import EventPacket
-from geometry_msgs.msg import TwistWithCovarianceStamped
+from geometry_msgs.msg import TwistWithCovarianceStamped, Vector3Stamped
 from rclpy.clock import Clock, ClockType  # pyright: ignore[reportPrivateImportUsage] # Humble
 from rclpy.executors import Executor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image, TimeReference
 
@@ -29,28 +31,43 @@ from event_binning_grad.ros.health import Report
 from event_binning_grad.ros.messages import (
     to_diagnostics,
     to_twist,
+    to_vector,
     to_window_reference,
     write_image,
 )
 from event_binning_grad.ros.packet_queue import PacketQueue
 from event_binning_grad.ros.parameters import NodeConfig, declare, unknown_parameters
 from event_binning_grad.ros.qos import CAMERA_INFO_QOS, EVENTS_QOS, OUTPUT_DEPTH
+from event_binning_grad.ros.sensor_inputs import SensorInputs
+from event_binning_grad.ros.sensors import (
+    Reading,
+    ReadingQueue,
+    Sensor,
+    needed_sensors,
+    to_rotation,
+)
 from event_binning_grad.ros.worker import CompensatedImage, Worker
 
 if TYPE_CHECKING:
     from rclpy.subscription import MessageInfo  # not on Humble
 
 _LOG_PERIOD_S = 5.0
+# A packet that has waited for this share of queue_ms means that windows must be left out. Well
+# before the queue drops packets, and no sooner than a hiccup of the machine passes by itself.
+_BEHIND = 0.25
+# So often the depth's subscription is matched to the publishers that are there, s.
+_MATCH_PERIOD_S = 0.2
 
 
 class PerceptionNode(Node):
-    """Estimates the angular velocity of one event camera.
+    """Estimates the velocity of one event camera.
 
-    Subscribes ~/events (event_camera_msgs/EventPacket) and, without a calibration_file,
-    ~/camera_info. Publishes ~/twist (TwistWithCovarianceStamped, rad/s, camera frame, trusted
-    estimates only), ~/window (TimeReference: a twist's stamp and the end of its window), ~/iwe
-    (mono8, the motion-compensated events) and /diagnostics; ~/window and ~/iwe only while somebody
-    listens.
+    Subscribes ~/events (event_camera_msgs/EventPacket); without a calibration_file ~/camera_info;
+    and of ~/depth, ~/range and ~/imu what the parameters make use of. Publishes ~/twist
+    (TwistWithCovarianceStamped, rad/s and m/s, camera frame, trusted estimates only), ~/window
+    (TimeReference: a twist's stamp and the end of its window), ~/iwe (mono8, the motion-compensated
+    events), with motion_model planar ~/velocity_over_distance (1/s) and ~/plane (the plane's unit
+    normal), and /diagnostics; all but ~/twist and /diagnostics only while somebody listens.
 
     The executor's thread receives, a worker thread decodes and estimates. start() begins, stop()
     must be called at the end.
@@ -67,18 +84,28 @@ class PerceptionNode(Node):
             self.get_logger().warning(f"parameter {name} is not known here and has no effect")
         self.failure: BaseException | None = None
         self._queue: PacketQueue[PacketLike] = PacketQueue(self._config.queue_ms / 1e3)
-        self._worker = Worker(pipeline_config, self._queue, self)
+        self._readings = ReadingQueue()
+        behind_s = _BEHIND * self._config.queue_ms / 1e3
+        self._worker = Worker(pipeline_config, self._queue, self._readings, self, behind_s)
+        self._sensors = SensorInputs(
+            self,
+            needed_sensors(pipeline_config),
+            to_rotation(self._config.imu_to_camera),
+            self._on_reading,
+        )
         self._pipeline_config = pipeline_config
         self._executor: Executor | None = None
         self._ready = False
         self._image = Image()
         self._next_image_s = 0.0
         self._rejected, self._last_rejection = 0, ""
+        self._track_repairs = 0
         self._published, self._last_published_s = 0, time.monotonic()
         self._last_arrival_s = time.monotonic()
         self._twist = self.create_publisher(TwistWithCovarianceStamped, "~/twist", OUTPUT_DEPTH)
         self._window = self.create_publisher(TimeReference, "~/window", OUTPUT_DEPTH)
         self._iwe = self.create_publisher(Image, "~/iwe", OUTPUT_DEPTH)
+        self._of_plane = self._create_plane_publishers()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", OUTPUT_DEPTH)
         self._events_topic = self.resolve_topic_name("~/events")
         self._last_camera_info: str | None = None
@@ -117,6 +144,9 @@ class PerceptionNode(Node):
         self._last_arrival_s = time.monotonic()
         self._queue.put(packet, self._last_arrival_s - waited_s, len(packet.events))
 
+    def _on_reading(self, reading: Reading) -> None:
+        self._readings.put(reading, self._queue.received_packets)
+
     def _on_camera_info(self, info: CameraInfo) -> None:
         parts = (info.width, info.height, info.distortion_model, info.d, info.k)
         # As text: NaN is not equal to itself, and one bad calibration is to be reported once.
@@ -130,6 +160,10 @@ class PerceptionNode(Node):
             self._refuse_calibration(error)
 
     def _subscribe(self) -> None:
+        self._sensors.subscribe()
+        if Sensor.DEPTH in needed_sensors(self._pipeline_config):
+            clock = Clock(clock_type=ClockType.STEADY_TIME)
+            self.create_timer(_MATCH_PERIOD_S, self._sensors.subscribe, clock=clock)
         knows_info = hasattr(Subscription, "CallbackType")  # not yet on Humble
         callback = self._on_events_with_info if knows_info else self._on_events
         self.create_subscription(EventPacket, "~/events", callback, EVENTS_QOS)
@@ -167,11 +201,14 @@ class PerceptionNode(Node):
             last_arrival_s=self._last_arrival_s,
             published=self._published,
             last_published_s=self._last_published_s,
+            track_repairs=self._track_repairs,
             last_discontinuity=self._worker.last_discontinuity or "",
             device=self._pipeline_config.device,
             gradient=self._pipeline_config.gradient,
+            motion_model=self._pipeline_config.motion_model,
             counters=copy.deepcopy(self._worker.counters),
             activity=self._worker.take_activity(),
+            sensors=self._sensors.reports(self._readings.dropped),
         )
 
     # Called on the worker's thread.
@@ -183,6 +220,8 @@ class PerceptionNode(Node):
     def on_estimate(
         self, estimate: EgomotionEstimate, packet: PacketLike, image: CompensatedImage
     ) -> None:
+        self._sensors.compare_stamps(estimate.window_end_ns)
+        self._track_repairs += estimate.searched and estimate.status.ok
         if not estimate.status.ok:
             return
         frame_id = self._config.frame_id or packet.header.frame_id
@@ -191,6 +230,10 @@ class PerceptionNode(Node):
         self._last_published_s = time.monotonic()
         if self._window.get_subscription_count():
             self._window.publish(to_window_reference(estimate, frame_id))
+        for name, publisher in self._of_plane.items():
+            value = getattr(estimate, name)
+            if np.isfinite(value).all() and publisher.get_subscription_count():
+                publisher.publish(to_vector(value, estimate.stamp_ns, frame_id))
         if self._last_published_s >= self._next_image_s and self._iwe.get_subscription_count():
             counts = image()
             if counts is not None:
@@ -202,6 +245,9 @@ class PerceptionNode(Node):
         self._rejected += 1
         self._last_rejection = reason
         self.get_logger().warning(f"packet dropped: {reason}", throttle_duration_sec=_LOG_PERIOD_S)
+
+    def on_refused_reading(self, sensor: Sensor, reason: str) -> None:
+        self._sensors.refuse(sensor, reason)
 
     def on_calibration(self, camera: Camera, error: EventBinningError | None) -> None:
         if error is not None:
@@ -229,6 +275,16 @@ class PerceptionNode(Node):
         kept = "; the calibration before it stays in use" if self._calibrated else ""
         self._calibration_problem = f"{error}{kept}"
         self.get_logger().error(self._calibration_problem)
+
+    def _create_plane_publishers(self) -> dict[str, Publisher]:
+        """By the name of the estimate's field that they publish; none without a plane."""
+        if self._pipeline_config.motion_model != "planar":
+            return {}
+        topics = {"velocity_over_distance": "~/velocity_over_distance", "plane_normal": "~/plane"}
+        return {
+            name: self.create_publisher(Vector3Stamped, topic, OUTPUT_DEPTH)
+            for name, topic in topics.items()
+        }
 
     def _take_calibration(self) -> str:
         """Reads the calibration file, or subscribes to camera_info; says what is missing then."""

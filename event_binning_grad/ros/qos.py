@@ -14,5 +14,11 @@ EVENTS_QOS = QoSProfile(
 )
 # Best effort matches every publisher of camera_info; it is repeated, so a lost one does no harm.
 CAMERA_INFO_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+# Range and IMU: best effort matches every publisher, and a second of an IMU may wait.
+SENSOR_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+# Depth images: of messages above 0.6 MB hardly one arrives by best effort with ROS's defaults, so
+# they are subscribed to reliably wherever they are published so.
+DEPTH_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+RELIABLE_DEPTH_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 # Of all that is published here but events: reliable, volatile, so many messages kept.
 OUTPUT_DEPTH = 10

@@ -64,9 +64,9 @@ class ReplayCounters:
 def replay(path: Path | str, config: ReplayConfig | None = None) -> ReplayCounters:
     """Publishes a recording until its end, or until SIGINT or SIGTERM.
 
-    Bags are published as they are, byte by byte: the events on config.events_topic, the camera's
-    info and ground truth on the topics beside it, all others on their own. Recordings without ROS
-    messages are encoded as EVT 3.0 packets.
+    Bags are published as they are, byte by byte: the events on config.events_topic, camera info,
+    ground truth, depth, range and IMU on the topics of /event_camera, all others on their own.
+    Recordings without ROS messages are encoded as EVT 3.0 packets.
 
     Raises:
         RecordingError: the recording cannot be read, or holds no events.

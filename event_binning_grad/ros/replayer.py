@@ -21,9 +21,15 @@ from event_binning_grad.errors import RecordingError
 from event_binning_grad.events.bags import (
     CAMERA_INFO_TOPIC,
     CAMERA_INFO_TYPE,
+    DEPTH_TOPIC,
+    DEPTH_TYPE,
     EVENT_PACKET_TYPE,
     EVENT_TYPES,
     GROUND_TRUTH_TOPIC,
+    IMU_TOPIC,
+    IMU_TYPE,
+    RANGE_TOPIC,
+    RANGE_TYPE,
     TWIST_TYPE,
     BagRecording,
     typestore,
@@ -47,6 +53,13 @@ FRAME_ID = "event_camera"
 PACKET_NS = 4 * NS_PER_MS
 CAMERA_INFO_PERIOD_NS = NS_PER_S
 
+# Where the node's launch file expects other sensors, and how a bag's topic for it is known: by its
+# type, and a part of its name.
+_SENSORS = {
+    DEPTH_TOPIC: (DEPTH_TYPE, "depth"),
+    RANGE_TOPIC: (RANGE_TYPE, ""),
+    IMU_TOPIC: (IMU_TYPE, ""),
+}
 # Each message on /clock wakes every node on simulated time, so there is one each 5 ms and not one
 # a packet: messages are ahead of the clock by less than that.
 TICK_NS = 5 * NS_PER_MS
@@ -320,12 +333,15 @@ def _current_type(type_name: str) -> str:
 
 
 def _targets(recording: BagRecording, events_topic: str) -> dict[str, str]:
-    """Where the events go, and the calibration and ground truth that belong to them."""
+    """Where the events go, and what belongs to them: calibration, ground truth, other sensors."""
     targets = {recording.topic: events_topic}
     info = recording.companion(CAMERA_INFO_TYPE)
     truth = recording.companion(TWIST_TYPE, "ground_truth")
     targets |= {info: CAMERA_INFO_TOPIC} if info else {}
     targets |= {truth: GROUND_TRUTH_TOPIC} if truth else {}
+    for target, (type_name, part) in _SENSORS.items():
+        topic = recording.companion(type_name, part)
+        targets |= {topic: target} if topic else {}
     return targets
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,18 @@ from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import Pipeline, PipelineConfig, PipelineCounters, warm_up
 from event_binning_grad.ros.health import Activity, Measurements
 from event_binning_grad.ros.packet_queue import Arrival, PacketQueue
+from event_binning_grad.ros.sensors import Reading, ReadingQueue, Sensor
 
 CompensatedImage = Callable[[], "npt.NDArray[np.float32] | None"]
 
 # Any camera serves to compile; the real one is often known only later.
 _SOME_CAMERA = Camera(64, 48, np.array([[50.0, 0, 32], [0, 50.0, 24], [0, 0, 1]]))
 _POLL_S = 0.1
+# However far behind, a window is estimated so long after the last one, s. Otherwise a machine that
+# can just decode what comes would publish nothing, for ever. By the time, not by a number of
+# windows, so that it costs the same share of the machine whatever output_rate_hz is; and so short
+# that the estimator still goes on from its last motion, where finding a new track costs more.
+_LONGEST_GAP_S = 0.1
 
 
 class Sink(Protocol):
@@ -43,6 +50,10 @@ class Sink(Protocol):
         """A packet was dropped."""
         ...
 
+    def on_refused_reading(self, sensor: Sensor, reason: str) -> None:
+        """A reading does not suit the pipeline and was dropped."""
+        ...
+
     def on_calibration(self, camera: Camera, error: EventBinningError | None) -> None:
         """A calibration is in use, or was refused."""
         ...
@@ -55,15 +66,36 @@ class Sink(Protocol):
 class Worker:
     """Takes packets from a queue, one thread, until it is stopped.
 
+    A packet that has waited too long while others wait behind it is decoded and counted, but the
+    windows that it completes are left out. So the stream stays whole and the track with it, the
+    estimates get fewer and stay evenly spread, and the queue need not drop packets.
+
     Args:
         config: of the pipeline.
         queue: where packets come from.
+        readings: where the readings of other sensors come from.
         sink: takes the results.
+        behind_s: how long a packet waits before windows are left out, s.
     """
 
-    def __init__(self, config: PipelineConfig, queue: PacketQueue[PacketLike], sink: Sink) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        queue: PacketQueue[PacketLike],
+        readings: ReadingQueue,
+        sink: Sink,
+        behind_s: float,
+    ) -> None:
         self._pipeline = Pipeline(config)
         self._queue = queue
+        self._behind_s = behind_s
+        self._last_estimate_s = -math.inf  # on the monotonic clock
+        self._readings = readings
+        self._push_reading: dict[Sensor, Callable[[int, Any], None]] = {
+            Sensor.DEPTH: self._pipeline.push_depth,
+            Sensor.RANGE: self._pipeline.push_range,
+            Sensor.IMU: self._pipeline.push_imu,
+        }
         self._sink = sink
         self._new_cameras: deque[Camera] = deque(maxlen=1)
         self._stopping = threading.Event()
@@ -107,6 +139,9 @@ class Worker:
             while not self._stopping.is_set():
                 self._take_camera()
                 arrival = self._queue.get(_POLL_S)
+                before = arrival.number - 1 if arrival is not None else math.inf
+                for reading in self._readings.take(before):
+                    self._take_reading(reading)
                 if arrival is not None:
                     self._take_packet(arrival)
         except BaseException as error:
@@ -125,11 +160,19 @@ class Worker:
         except EventBinningError as error:
             self._sink.on_calibration(camera, error)
 
+    def _take_reading(self, reading: Reading) -> None:
+        try:
+            self._push_reading[reading.sensor](reading.stamp_ns, reading.value)
+        except EventBinningError as error:
+            self._sink.on_refused_reading(reading.sensor, str(error))
+
     def _take_packet(self, arrival: Arrival[PacketLike]) -> None:
         if arrival.shed_before:
             self._pipeline.skip_packets(arrival.shed_before)
         try:
-            estimates = self._pipeline.push(arrival.packet)
+            estimates = self._pipeline.push(arrival.packet, not self._must_catch_up(arrival))
+            if estimates:
+                self._last_estimate_s = time.monotonic()
             for estimate in estimates:
                 # The pipeline holds the last window only: the others have no image.
                 last = estimate is estimates[-1]
@@ -138,6 +181,13 @@ class Worker:
                 self._measurements.add(estimate, time.monotonic() - arrival.arrival_s)
         except PacketError as error:
             self._sink.on_rejected(str(error))
+
+    def _must_catch_up(self, arrival: Arrival[PacketLike]) -> bool:
+        now_s = time.monotonic()
+        if now_s - arrival.arrival_s <= self._behind_s:
+            return False
+        # With nothing behind it, the packet was late when it came: there is nothing to catch up.
+        return len(self._queue) > 0 and now_s - self._last_estimate_s < _LONGEST_GAP_S
 
 
 def _no_image() -> None:
