@@ -37,7 +37,7 @@ class PipelineConfig:
             the other, each event in one of them.
         min_events: windows of fewer events are reported as too few, not estimated, and window_px
             does not make them smaller.
-        max_events: of windows with more events every second (third, ...) one is used.
+        max_events: of windows with more events so many are used, evenly spread.
         deadline_ms: a window's solution that takes longer is cut off and not trusted, ms; 0 for
             no limit.
         max_std_rad_s: estimates of a greater standard deviation about any axis are not trusted.
@@ -61,7 +61,7 @@ class PipelineConfig:
 
     motion_model: str = "rotation"
     angular_acceleration: bool = True
-    window_events: int = 30_000
+    window_events: int = 0
     window_ms: float = 70.0
     window_px: float = 30.0
     adaptive_windows: bool = True

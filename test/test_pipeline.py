@@ -140,9 +140,9 @@ def test_events_too_many_for_the_output_rate_are_counted(stream: Events, small_c
 def test_thinned_windows_say_how_many_events_they_used(stream: Events, small_camera: Camera):
     pipeline = Pipeline(replace(CONFIG, max_events=3000), small_camera)
     estimates = run(pipeline, [stream])
-    assert [e.used_events for e in estimates] == [2500] * 5
+    assert [e.used_events for e in estimates] == [3000] * 5
     c = pipeline.counters
-    assert (c.window_events, c.used_events) == (45_000, 12_500)
+    assert (c.window_events, c.used_events) == (45_000, 15_000)
     # Of overlapping windows each event counts once, by the share that its first window used.
     overlapping = Pipeline(PipelineConfig(max_events=3000), small_camera)
     overlapping.push(stream)

@@ -31,6 +31,8 @@ from event_binning_grad.estimation.contrast import (
     events_taken,
 )
 from event_binning_grad.estimation.iwe_grid import IweGrid
+from event_binning_grad.estimation.motion import PARAMETERS
+from event_binning_grad.estimation.trust import structure
 from event_binning_grad.numba_threads import parallel_section
 
 # Empty bins around the image, so that the taps of an event at its border need no test.
@@ -136,6 +138,17 @@ class CpuContrast(HostContrast):
             taken,
         )
 
+    def gain_and_structure(self) -> tuple[float, float]:
+        variance, structured = self._variance(), float(structure(self.last_iwe()))
+        self.iwe(np.zeros(PARAMETERS), self._solved_bin_size)
+        return variance / max(self._variance(), 1e-12), structured
+
+    def _variance(self) -> float:
+        """Of the last image."""
+        bins = (self._last.shape[0] - 2 * _PAD) * (self._last.shape[1] - 2 * _PAD)
+        total, square = self._sums
+        return square / bins - (total / bins) ** 2
+
     def _columns(self, taken: int) -> tuple[Float32, ...]:
         """x, y, tau and inverse depth of so many events, evenly spread over the window."""
         window, total = self._window, len(self._window)
@@ -168,9 +181,11 @@ class CpuContrast(HostContrast):
             filled,
         )  # fmt: skip
         if is_small:
-            return images[0], *_scatter_serial(*arguments)
-        with parallel_section():
-            return images[0], *_scatter(*arguments)
+            self._sums = _scatter_serial(*arguments)
+        else:
+            with parallel_section():
+                self._sums = _scatter(*arguments)
+        return images[0], *self._sums
 
     def _by_torch(self, image: Float32) -> tuple[float, Float32]:
         """Value and cotangent image of the other objectives, by their reference."""

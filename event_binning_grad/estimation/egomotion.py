@@ -191,21 +191,23 @@ class EgomotionEstimator:
         self, events: Events, stamp_ns: int, depth: Depth | None, predicted: Float64
     ) -> WindowEvents:
         """Looks up the events' rays, into storage that is kept from window to window."""
-        step = -(-len(events) // self.config.max_events)
-        count = -(-len(events) // step)
+        total = len(events)
+        count = min(total, self.config.max_events)
         if self._storage.shape[1] < count:
             self._storage = np.empty((4, count), np.float32)
         # Contiguous whatever the count: compiled loops over strided rows would not vectorise.
         columns = self._storage.reshape(-1)[: 4 * count].reshape(4, count)
-        self._hot_pixel_events = step * look_up(
-            events.t, events.x, events.y, step, stamp_ns, self._table, self._counts, columns
+        hot_events = look_up(
+            events.t, events.x, events.y, stamp_ns, self._table, self._counts, columns
         )
+        self._hot_pixel_events = hot_events * total // count
         x, y, tau, inverse_depth = columns
         span_s = float(events.t[-1] - events.t[0]) * 1e-9
         self._window = WindowEvents(x, y, tau, inverse_depth, span_s)
         if self.config.model.needs_depth:
             assert depth is not None  # else refused
-            pixels = (events.x[::step], events.y[::step])
+            chosen = np.arange(count) * total // count
+            pixels = (events.x[chosen], events.y[chosen])
             self._inverse_depths.fill(
                 inverse_depth, depth, self._window, pixels, stamp_ns, predicted
             )

@@ -22,7 +22,7 @@ class EgomotionConfig:
         device: "cpu", or a torch device such as "cuda".
         fused: the fused pass where there is one; False takes the torch operator there too.
         min_events: windows with fewer events are not estimated.
-        max_events: of a window with more, every second (third, ...) event is used.
+        max_events: of a window with more, so many are used, evenly spread.
         max_std_rad_s, max_std_m_s: estimates with a greater standard deviation about or along any
             axis are flagged.
         deadline_s: passes that begin later than this after the start are not begun; 0 for none.

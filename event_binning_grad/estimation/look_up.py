@@ -22,9 +22,9 @@ def normalised_table(camera: Camera) -> npt.NDArray[np.float32]:
 
 
 @numba.njit(nogil=True, cache=True)
-def look_up(t, x, y, step, stamp_ns, table, counts, columns):
-    """Fills columns [3, M]: X/Z, Y/Z from the table [H, W, 2] and seconds from stamp_ns, of every
-    step-th event: M = ceil(N / step).
+def look_up(t, x, y, stamp_ns, table, counts, columns):
+    """Fills columns [3, M]: X/Z, Y/Z from the table [H, W, 2] and seconds from stamp_ns, of M of
+    the N events, evenly spread.
 
     Events off the table get NaN, as those whose pixel has no bearing do: compiled code would read
     on beyond its end. So do events of hot pixels: a dot that fires all the time is sharpest when
@@ -35,7 +35,9 @@ def look_up(t, x, y, step, stamp_ns, table, counts, columns):
     """
     height, width, _ = table.shape
     active, seen = 0, 0
-    for i in range(0, len(t), step):
+    total, taken = len(t), columns.shape[1]
+    for n in range(taken):
+        i = n * total // taken
         if y[i] < height and x[i] < width:
             active += counts[y[i], x[i]] == 0
             counts[y[i], x[i]] += 1
@@ -43,8 +45,8 @@ def look_up(t, x, y, step, stamp_ns, table, counts, columns):
     limit = max(HOT_MIN, HOT_RATIO * seen / max(active, 1))
     hot_events = 0
     nan = np.float32(np.nan)
-    for n in range((len(t) + step - 1) // step):
-        i = n * step
+    for n in range(taken):
+        i = n * total // taken
         inside = y[i] < height and x[i] < width
         hot = inside and counts[y[i], x[i]] > limit
         hot_events += hot
@@ -53,7 +55,8 @@ def look_up(t, x, y, step, stamp_ns, table, counts, columns):
         else:
             columns[0, n], columns[1, n] = nan, nan
         columns[2, n] = np.float32((t[i] - stamp_ns) * 1e-9)
-    for i in range(0, len(t), step):
+    for n in range(taken):
+        i = n * total // taken
         if y[i] < height and x[i] < width:
             counts[y[i], x[i]] = 0
     return hot_events

@@ -138,7 +138,7 @@ def _windows(stream: Stream, size: int) -> Iterator[Window]:
         begin, end = int(events.t[0]), int(events.t[-1])
         stamp_ns = begin + int((events.t - begin).mean())
         columns = np.ones((4, size), np.float32)
-        look_up(events.t, events.x, events.y, 1, stamp_ns, table, counts, columns)
+        look_up(events.t, events.x, events.y, stamp_ns, table, counts, columns)
         span_s = (end - begin) * 1e-9
         x, y, tau, inverse_depth = columns
         (true,) = stream.truth.at(np.array([stamp_ns]))

@@ -134,7 +134,7 @@ def _window(name: str, camera: Camera, events: Events, omega: Float64, alpha: Fl
     columns = np.empty((3, len(events)), np.float32)
     counts = np.zeros((camera.height, camera.width), np.int32)
     table = normalised_table(camera)
-    look_up(events.t, events.x, events.y, 1, stamp_ns, table, counts, columns)
+    look_up(events.t, events.x, events.y, stamp_ns, table, counts, columns)
     x, y, tau = columns[:, np.isfinite(columns[0])].astype(np.float64)
     return Window(
         name,
