@@ -534,9 +534,18 @@ def _pipeline_config(options: argparse.Namespace) -> PipelineConfig:
 
 def _windows(options: argparse.Namespace) -> dict[str, Any]:
     """Windows one after the other where a size is asked for and no rate; else the node's."""
+    from event_binning_grad.config import PipelineConfig
+
     windows: dict[str, Any] = {}
     if options.window_events is not None:
-        windows = {"window_events": options.window_events, "window_ms": 0.0}
+        # Who asks for few events, or for many, means it.
+        events, default = options.window_events, PipelineConfig()
+        windows = {
+            "window_events": events,
+            "window_ms": 0.0,
+            "min_events": min(default.min_events, max(events, 10)),
+            "max_events": max(default.max_events, events),
+        }
     elif options.window_ms is not None:
         windows = {"window_events": 0, "window_ms": options.window_ms}
     if windows:

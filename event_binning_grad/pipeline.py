@@ -15,7 +15,13 @@ import numpy.typing as npt
 
 from event_binning_grad.config import PipelineConfig
 from event_binning_grad.errors import PacketError
-from event_binning_grad.estimation import Depth, EgomotionEstimate, EgomotionEstimator, Status
+from event_binning_grad.estimation import (
+    Depth,
+    EgomotionEstimate,
+    EgomotionEstimator,
+    Status,
+    depths,
+)
 from event_binning_grad.estimation.aids import Aids
 from event_binning_grad.estimation.contrast_cpu import PARALLEL_FROM
 from event_binning_grad.estimation.span import SpanControl
@@ -106,6 +112,8 @@ class Pipeline:
         if self._camera is not None and size != (self._camera.width, self._camera.height):
             # What is held came from the other sensor.
             self.counters.discarded_events += self._buffer.clear()
+        self._buffer.span_limit_ns = None
+        self._span.reset()
         if self._camera is None or size != (self._camera.width, self._camera.height):
             self._aids.set_size(*size)
         self._camera = camera
@@ -270,6 +278,8 @@ def warm_up(config: PipelineConfig, camera: Camera) -> None:
     A live stream must not wait for the compiler, and a measurement must not count it.
     """
     decoder.warm_up()
+    if config.depth != "none":
+        depths.warm_up()
     sizes = [1000]
     if config.window_events == 0 or config.window_events >= PARALLEL_FROM:
         sizes.append(PARALLEL_FROM)

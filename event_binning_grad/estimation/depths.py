@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from event_binning_grad.estimation.contrast import Float32, Float64, WindowEvents
-from event_binning_grad.estimation.motion import ALPHA, OMEGA, V
+from event_binning_grad.estimation.motion import ALPHA, OMEGA, PARAMETERS, V
 from event_binning_grad.geometry import Camera
 from event_binning_grad.geometry.depth import DepthImage, Plane
 
@@ -56,6 +56,20 @@ class InverseDepths:
             )  # fmt: skip
         else:
             out[:] = 1 / depth
+
+
+def warm_up() -> None:
+    """Compiles what `InverseDepths` needs (seconds the first time, cached then)."""
+    camera = Camera(2, 2, np.diag([1.0, 1.0, 1.0]))
+    zeros, pixels = np.zeros(1, np.float32), np.zeros(1, np.uint16)
+    window = WindowEvents(zeros, zeros, zeros, zeros.copy(), 1.0)
+    for depth in (
+        Plane(np.array([0.0, 0.0, 1.0]), 1.0),
+        DepthImage(np.ones((2, 2), np.float32), 0),
+    ):
+        InverseDepths(camera).fill(
+            window.inverse_depth, depth, window, (pixels, pixels), 0, np.zeros(PARAMETERS)
+        )
 
 
 def nearest_surfaces(depth: Float32) -> Float32:
