@@ -12,6 +12,7 @@ array for each value the same loops take five times as long.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
@@ -94,6 +95,7 @@ class CpuContrast(HostContrast):
         self._unbiased = config.reconstruction is not None
         # Images by bin size, kept from window to window: nothing is allocated in the steady state.
         self._images: dict[float, Float32] = {}
+        self._projections: dict[float, Float32] = {}
         self._cotangent = np.empty((0, 0), np.float32)
 
     def load(self, window: WindowEvents, active: npt.NDArray[np.int64]) -> None:
@@ -203,15 +205,23 @@ class CpuContrast(HostContrast):
 
     def _projection(self, bin_size: float) -> Float32:
         """Rows u, v in bins of the padded image: m0, m1, offset."""
-        rows = np.column_stack([self._grid.matrix, self._grid.offset]) / bin_size
-        rows[:, 2] += _PAD
-        return rows.astype(np.float32)
+        if bin_size not in self._projections:
+            rows = np.column_stack([self._grid.matrix, self._grid.offset]) / bin_size
+            rows[:, 2] += _PAD
+            self._projections[bin_size] = rows.astype(np.float32)
+        return self._projections[bin_size]
+
+
+@cache
+def _triangle(count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    rows, columns = np.triu_indices(count)
+    return rows, columns
 
 
 def _symmetric(upper: Float64, count: int) -> Float64:
     """[P, P] from the upper triangle [P (P + 1) / 2], row by row."""
     full = np.empty((count, count))
-    rows, columns = np.triu_indices(count)
+    rows, columns = _triangle(count)
     full[rows, columns] = upper
     full[columns, rows] = upper
     return full

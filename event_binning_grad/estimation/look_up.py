@@ -37,7 +37,7 @@ def look_up(t, x, y, stamp_ns, table, counts, columns):
     active, seen = 0, 0
     total, taken = len(t), columns.shape[1]
     for n in range(taken):
-        i = n * total // taken
+        i = n if taken == total else n * total // taken
         if y[i] < height and x[i] < width:
             active += counts[y[i], x[i]] == 0
             counts[y[i], x[i]] += 1
@@ -46,7 +46,7 @@ def look_up(t, x, y, stamp_ns, table, counts, columns):
     hot_events = 0
     nan = np.float32(np.nan)
     for n in range(taken):
-        i = n * total // taken
+        i = n if taken == total else n * total // taken
         inside = y[i] < height and x[i] < width
         hot = inside and counts[y[i], x[i]] > limit
         hot_events += hot
@@ -56,7 +56,7 @@ def look_up(t, x, y, stamp_ns, table, counts, columns):
             columns[0, n], columns[1, n] = nan, nan
         columns[2, n] = np.float32((t[i] - stamp_ns) * 1e-9)
     for n in range(taken):
-        i = n * total // taken
+        i = n if taken == total else n * total // taken
         if y[i] < height and x[i] < width:
             counts[y[i], x[i]] = 0
     return hot_events

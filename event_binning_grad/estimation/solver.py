@@ -79,11 +79,11 @@ class Scaling:
     def point(self, contrast: ContrastPass, scaled: Float64) -> Point:
         """A pass at [P] pixels, as the solver sees it."""
         scale = 1 / self.scales
-        scatter = contrast.scatter * np.outer(scale, scale)
-        hessian = contrast.hessian * np.outer(scale, scale)
+        scales = scale[:, None] * scale
+        scatter, hessian = contrast.scatter * scales, contrast.hessian * scales
         # The contrast is no log-likelihood. Were it one, its Hessian and its scatter matrix would
         # agree in size, so their ratio is the unit in which the prior's information counts.
-        unit = np.trace(scatter) / max(float(np.abs(np.diag(hessian)).sum()), 1e-30)
+        unit = float(scatter.trace()) / max(float(np.abs(hessian.diagonal()).sum()), 1e-30)
         information = unit * self.prior_information
         return Point(
             contrast.value,
@@ -197,7 +197,7 @@ def with_secant(hessian: Float64, step: Float64, change: Float64) -> Float64:
     # Curvature of the wrong sign, or beyond belief, is not taken over.
     if not 0.2 * expected >= seen >= 5.0 * expected:
         return hessian
-    return hessian - np.outer(along, along) / expected + np.outer(change, change) / seen
+    return hessian - along[:, None] * (along / expected) + change[:, None] * (change / seen)
 
 
 def noise_score(point: Point) -> float:
