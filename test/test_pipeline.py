@@ -104,8 +104,9 @@ def test_pieces_of_any_size_give_the_same_estimates(
 
 
 def test_windows_overlap_at_the_output_rate(stream: Events, small_camera: Camera):
-    """The default: an estimate each 10 ms, from windows of up to 70 ms."""
-    pipeline = Pipeline(PipelineConfig(window_px=0.0, adaptive_windows=False), small_camera)
+    """By default an estimate comes each 10 ms, from windows of up to 70 ms."""
+    config = PipelineConfig(window_events=30_000, window_px=0.0, adaptive_windows=False)
+    pipeline = Pipeline(config, small_camera)
     estimates = pipeline.push(stream)
     first_ns = int(stream.t[0])
     due_ms = np.arange(1, len(estimates) + 1) * 10.0
@@ -159,7 +160,9 @@ def test_windows_cut_off_by_the_deadline_are_counted(stream: Events, small_camer
 def test_window_px_bounds_how_far_events_move(stream: Events, small_camera: Camera):
     whole = Pipeline(PipelineConfig(window_px=0.0), small_camera).push(stream)
     for rate_hz in (100.0, 0.0):
-        config = PipelineConfig(window_px=8.0, output_rate_hz=rate_hz, adaptive_windows=False)
+        config = PipelineConfig(
+            window_events=30_000, window_px=8.0, output_rate_hz=rate_hz, adaptive_windows=False
+        )
         estimates = Pipeline(config, small_camera).push(stream)
         assert estimates[0].searched  # nothing was known of the motion
         assert len(estimates) > 2
