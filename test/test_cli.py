@@ -284,7 +284,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, list[object]]:
         "no window": ["evaluate", good, "--window-events", 0],
         "negative window": ["evaluate", good, "--window-ms", -1],
         "window not a number": ["evaluate", good, "--window-ms", "nan"],
-        "window too small": ["evaluate", good, "--window-events", 50],
+        "window too small": ["evaluate", good, "--window-events", 5],
         "full without depth": ["evaluate", good, "--motion-model", "full"],
         "depth below zero": ["evaluate", good, "--motion-model", "full", "--depth", -1],
         "plane of three numbers": [

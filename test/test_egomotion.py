@@ -791,7 +791,7 @@ def test_too_many_events_are_thinned_evenly_and_it_is_said(
     assert thinned.events == len(events)
     assert thinned.used_events == limit
     assert_near(thinned.angular_velocity, OMEGA, 0.03)
-    # Evenly spread from the first on; the stamp is that of all events, the picture that of the part.
+    # Evenly spread from the first on; the stamp is that of all events, the picture of the part.
     chosen = np.arange(limit) * len(events) // limit
     part = replace(events, **{name: getattr(events, name)[chosen] for name in ("t", "x", "y", "p")})
     alone = estimator_of(small_camera).estimate(part)
