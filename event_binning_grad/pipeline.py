@@ -237,7 +237,7 @@ class Pipeline:
         t = window.events.t
         start_ns, end_ns = self._to_robot(int(t[0])), self._to_robot(int(t[-1]))
         # Where the estimator will set its stamp: the mean, as events are not spread evenly.
-        stamp_ns = start_ns + int((t - t[0]).mean())
+        stamp_ns = start_ns + window.events.mean_time_ns - int(t[0])
         estimate = self._estimator.estimate(
             window.events,
             self._depth_at(stamp_ns, int(t[0]) - start_ns),

@@ -35,7 +35,6 @@ from event_binning_grad.estimation.problem import (
     FINE,
     TOLERANCE_PX,
     Problem,
-    typical_inverse_depth,
 )
 from event_binning_grad.estimation.solver import Solution
 from event_binning_grad.estimation.trust import Status, disagreement
@@ -106,7 +105,7 @@ class EgomotionEstimator:
         """
         began = time.perf_counter()
         start_ns, end_ns = (int(events.t[0]), int(events.t[-1])) if len(events) else (0, 0)
-        stamp_ns = start_ns + (int((events.t - start_ns).mean()) if len(events) else 0)
+        stamp_ns = events.mean_time_ns
         status = self._refusal(events, depth, gyro, end_ns - start_ns)
         if status is not None:
             self._window = None
@@ -126,8 +125,8 @@ class EgomotionEstimator:
         covariance = problem.covariance(solution)
         status = self._judge(solution, gain, structure, covariance)
         estimate = self._report(
-            events, (stamp_ns, start_ns, end_ns), solution, covariance, gain, status, depth,
-            searched, time.perf_counter() - began,
+            events, (stamp_ns, start_ns, end_ns), problem, solution, covariance, gain, status,
+            depth, searched, time.perf_counter() - began,
         )  # fmt: skip
         # An uncertain estimate is no reason to search anew.
         self._last = estimate if status in (Status.OK, Status.UNCERTAIN) else None
@@ -216,15 +215,6 @@ class EgomotionEstimator:
         self._contrast.load(self._window, self._active)
         return self._window
 
-    def _speed_px_s(self) -> float:
-        """Displacement a second of the events that the motion moves farthest, px/s."""
-        assert self._window is not None
-        speed = self._grid.radius_px * float(np.linalg.norm(self._parameters[OMEGA]))
-        if self.config.model.translates:
-            near = typical_inverse_depth(self._window, self.config.model)
-            speed += self._grid.focal_px * near * float(np.linalg.norm(self._parameters[V]))
-        return speed
-
     def _solve(
         self, problem: Problem, predicted: Float64, tracking: bool, leap: bool
     ) -> tuple[Solution, bool]:
@@ -303,6 +293,7 @@ class EgomotionEstimator:
         self,
         events: Events,
         times_ns: tuple[int, int, int],
+        problem: Problem,
         solution: Solution,
         covariance: Float64,
         gain: float,
@@ -311,8 +302,7 @@ class EgomotionEstimator:
         searched: bool,
         solve_time_s: float,
     ) -> EgomotionEstimate:
-        motion, window = self._parameters, self._window
-        assert window is not None
+        motion, window = self._parameters, problem.window
         nothing = np.full(3, np.nan)
         velocity = motion[V].copy() if self.config.model.translates else nothing
         planar = self.config.model is MotionModel.PLANAR
@@ -337,7 +327,7 @@ class EgomotionEstimator:
             np.full((3, 3), np.nan) if scaled else covariance[V, OMEGA] * distance,
             velocity if planar else nothing,
             normal / np.linalg.norm(normal) if planar else nothing,
-            self._speed_px_s(),
+            problem.speed_px_s(motion),
             disagreement(solution.last.contrast),
             searched,
         )

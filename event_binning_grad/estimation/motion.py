@@ -20,7 +20,6 @@ the rotation; the camera's place changes along a straight line.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -65,16 +64,3 @@ class MotionModel(enum.Enum):
         if self is MotionModel.PLANAR:
             parts.append(SLOPE)
         return np.concatenate([np.arange(PARAMETERS)[part] for part in parts])
-
-
-@dataclass(frozen=True)
-class Prior:
-    """A normal prior on the parameters.
-
-    Attributes:
-        mean: [11].
-        std: [11], infinite where nothing is known beforehand.
-    """
-
-    mean: Float64
-    std: Float64

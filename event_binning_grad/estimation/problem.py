@@ -66,7 +66,8 @@ class Problem:
         self._contrast, self._grid, self._config = contrast, grid, config
         self._predicted, self._gyro, self._until_s = predicted, gyro, until_s
         self._active = active = config.model.active(config.angular_acceleration)
-        scales = _scales(window, grid, config.model, predicted)[active]
+        self._typical_inverse_depth = _typical_inverse_depth(window, config.model)
+        scales = _scales(window, grid, self._typical_inverse_depth, predicted)[active]
         mean, std = np.zeros(PARAMETERS), np.full(PARAMETERS, np.inf)
         std[ALPHA], std[V], std[SLOPE] = _ACCELERATION_STD, _VELOCITY_STD, _SLOPE_STD
         mean[SLOPE] = predicted[SLOPE]
@@ -97,6 +98,14 @@ class Problem:
     def _moved_px(self, scaled: Float64) -> float:
         """How far most events move over the window, in pixels."""
         return 2 * _TYPICAL * float(np.linalg.norm(scaled))
+
+    def speed_px_s(self, motion: Float64) -> float:
+        """Displacement a second of the events that a motion moves farthest, px/s."""
+        speed = self._grid.radius_px * float(np.linalg.norm(motion[OMEGA]))
+        if self._config.model.translates:
+            pixels_a_metre = self._grid.focal_px * self._typical_inverse_depth
+            speed += pixels_a_metre * float(np.linalg.norm(motion[V]))
+        return speed
 
     def sharpness(self, solution: Solution) -> float:
         """The variance of the image by which solutions are compared, whatever their bins."""
@@ -135,10 +144,12 @@ class Problem:
         return full
 
 
-def _scales(window: WindowEvents, grid: IweGrid, model: MotionModel, predicted: Float64) -> Float64:
+def _scales(
+    window: WindowEvents, grid: IweGrid, inverse_depth: float, predicted: Float64
+) -> Float64:
     """[11] displacement in pixels, at the window's ends, for a unit of each parameter."""
     half_s, radius = window.span_s / 2, grid.radius_px
-    translation = grid.focal_px * half_s * typical_inverse_depth(window, model)
+    translation = grid.focal_px * half_s * inverse_depth
     scales = np.empty(PARAMETERS)
     scales[OMEGA], scales[ALPHA] = radius * half_s, radius * half_s**2 / 2
     scales[V] = translation
@@ -147,7 +158,7 @@ def _scales(window: WindowEvents, grid: IweGrid, model: MotionModel, predicted: 
     return scales
 
 
-def typical_inverse_depth(window: WindowEvents, model: MotionModel) -> float:
+def _typical_inverse_depth(window: WindowEvents, model: MotionModel) -> float:
     """Median over the events, 1/m; 1 where depth is not known."""
     known = window.inverse_depth[window.inverse_depth > 0] if model.needs_depth else ()
     return max(float(np.median(known)), 1e-3) if len(known) else 1.0

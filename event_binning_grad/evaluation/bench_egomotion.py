@@ -384,7 +384,7 @@ def _lbfgs_rms_deg_s(stream: Stream, windows: int) -> float | None:
     stamps, found = [], []
     for k in np.unique(np.linspace(1, count - 1, windows).astype(int)):
         window = stream.events[k * WINDOW_EVENTS : (k + 1) * WINDOW_EVENTS]
-        stamps.append(int(window.t[0]) + int((window.t - window.t[0]).mean()))
+        stamps.append(window.mean_time_ns)
         before = stream.truth.at([stream.events.t[(k - 1) * WINDOW_EVENTS + WINDOW_EVENTS // 2]])
         start = np.nan_to_num(before[0])
         found.append(maximise_contrast(stream.camera, window, start).angular_velocity)

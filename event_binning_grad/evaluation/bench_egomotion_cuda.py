@@ -136,7 +136,7 @@ def _windows(stream: Stream, size: int) -> Iterator[Window]:
     for first in range(0, len(stream.events) - size + 1, size):
         events = stream.events[first : first + size]
         begin, end = int(events.t[0]), int(events.t[-1])
-        stamp_ns = begin + int((events.t - begin).mean())
+        stamp_ns = events.mean_time_ns
         columns = np.ones((4, size), np.float32)
         look_up(events.t, events.x, events.y, stamp_ns, table, counts, columns)
         span_s = (end - begin) * 1e-9

@@ -130,7 +130,7 @@ def _recorded_events(recording: Recording, camera: Camera, window_events: int) -
 
 
 def _window(name: str, camera: Camera, events: Events, omega: Float64, alpha: Float64) -> Window:
-    stamp_ns = int(events.t[0]) + int((events.t - events.t[0]).mean())
+    stamp_ns = events.mean_time_ns
     columns = np.empty((3, len(events)), np.float32)
     counts = np.zeros((camera.height, camera.width), np.int32)
     table = normalised_table(camera)

@@ -184,7 +184,7 @@ def read_windows(
     offset_ns = 0 if clock is None else clock.to_robot(int(found[0].t[0])) - int(found[0].t[0])
     shifted = [replace(events, t=events.t + offset_ns) for events in found]
     depth = depth_source(recording, config, camera, int(shifted[0].t[0]), truth, depth_topic)
-    stamps = [int(e.t[0]) + int((e.t - e.t[0]).mean()) for e in shifted]
+    stamps = [e.mean_time_ns for e in shifted]
     return [
         Window(events, stamp_ns, depth(stamp_ns))
         for events, stamp_ns in zip(shifted, stamps, strict=True)

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_binning_grad.errors import EventBinningError
+from event_binning_grad.geometry.depth import depth_to_metres
 
-# Type and metres a unit of the depth images' encodings (REP 118).
-DEPTH_ENCODINGS = {"16UC1": ("u2", 1e-3), "32FC1": ("f4", 1.0)}
+# Type of the depth images' encodings, mm and m (REP 118).
+DEPTH_ENCODINGS = {"16UC1": np.dtype("u2"), "32FC1": np.dtype("f4")}
 
 
 class SensorError(EventBinningError):
@@ -32,8 +33,8 @@ def to_depth(image: Any) -> NDArray[np.float32]:
         raise SensorError(
             f"encoding {image.encoding!r}, expected 16UC1 (mm) or 32FC1 (m): publish the raw depth"
         )
-    kind, metres = DEPTH_ENCODINGS[image.encoding]
-    dtype = np.dtype(kind).newbyteorder(">" if image.is_bigendian else "<")
+    native = DEPTH_ENCODINGS[image.encoding]
+    dtype = native.newbyteorder(">" if image.is_bigendian else "<")
     height, width, step, size = image.height, image.width, image.step, len(image.data)
     if not height * width or step < width * dtype.itemsize or size != height * step:
         raise SensorError(
@@ -43,9 +44,7 @@ def to_depth(image: Any) -> NDArray[np.float32]:
     values: NDArray[Any] = np.ndarray(
         (height, width), dtype, np.frombuffer(image.data, np.uint8), strides=(step, dtype.itemsize)
     )
-    depth = values.astype(np.float32) * np.float32(metres)
-    depth[~((depth > 0) & (depth < np.inf))] = np.nan
-    return depth
+    return depth_to_metres(values.astype(native, copy=False))
 
 
 def to_range(message: Any) -> float:

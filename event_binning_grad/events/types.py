@@ -43,6 +43,11 @@ class Events:
     def __len__(self) -> int:
         return len(self.t)
 
+    @property
+    def mean_time_ns(self) -> int:
+        """The mean time of the events, the reference time of a window; 0 for none."""
+        return int(self.t[0]) + int((self.t - self.t[0]).mean()) if len(self.t) else 0
+
     def __getitem__(self, part: slice) -> Events:
         """The events of a slice, as views (nothing is copied)."""
         return Events(
