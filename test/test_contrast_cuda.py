@@ -30,7 +30,7 @@ from event_binning_grad.estimation.contrast import ContrastConfig, TorchContrast
 from event_binning_grad.estimation.contrast_cpu import CpuContrast
 from event_binning_grad.estimation.iwe_grid import IweGrid
 from event_binning_grad.estimation.motion import MotionModel
-from event_binning_grad.estimation.solver import Point, Solution, maximise, newton_step
+from event_binning_grad.estimation.solver import Level, Point, Solution, maximise, newton_step
 from event_binning_grad.estimation.trust import structure
 from event_binning_grad.evaluation import bench_egomotion_cuda
 
@@ -161,12 +161,12 @@ def test_a_pass_is_the_plain_torch_paths(cuda: OnDevice):
     assert_same_pass(ours, plain.evaluate(MOTION, 1.0), 1e-4)
 
 
-def test_coarse_bins_take_the_same_part_of_the_events(cuda: OnDevice):
+def test_shares_are_the_same_part_of_the_events(cuda: OnDevice):
     window, config = window_of(4701), ContrastConfig()
     ours, theirs = (make(window, config) for make in (cuda.contrast, cpu_contrast))
-    part = ours.evaluate(MOTION, 4.0)
-    assert part.events == 4000
-    assert_same_pass(part, theirs.evaluate(MOTION, 4.0), 1e-4)
+    part = ours.evaluate(MOTION, 4.0, 0.9)
+    assert part.events == 4231
+    assert_same_pass(part, theirs.evaluate(MOTION, 4.0, 0.9), 1e-4)
     assert_close("image", ours.iwe(MOTION, 4.0), theirs.iwe(MOTION, 4.0))
 
 
@@ -204,7 +204,7 @@ class Climb:
     model: MotionModel
     objective: str = "variance"
     start: float = 1.0  # times the true rotation's guess
-    bin_sizes: tuple[float, ...] = (2.0, 1.0)
+    levels: tuple[Level, ...] = (Level(2.0, 1 / 2), Level(1.0))
     max_steps: int = 12
 
     @property
@@ -232,13 +232,13 @@ class Climb:
         contrast = cpu_contrast(self.window, ContrastConfig(self.objective), self.active)
         scaling = self.scaling(solver)
 
-        def evaluate(parameters: Float64, bin_size: float) -> Point:
+        def evaluate(parameters: Float64, level: Level) -> Point:
             motion = self.fixed
             motion[self.active] = parameters / scaling.scales
-            return scaling.point(contrast.evaluate(motion, bin_size), parameters)
+            return scaling.point(contrast.evaluate(motion, *level), parameters)
 
         start = self.start * self.fixed[self.active] * scaling.scales
-        return maximise(evaluate, start, self.bin_sizes, TOLERANCE_PX, self.max_steps), contrast
+        return maximise(evaluate, start, self.levels, TOLERANCE_PX, self.max_steps), contrast
 
     def by_device(self, cuda: OnDevice, **more: Any) -> tuple[Solution, Any]:
         contrast = cuda.contrast(self.window, ContrastConfig(self.objective), self.active)
@@ -247,7 +247,7 @@ class Climb:
     def again(self, cuda: OnDevice, contrast: Any, **more: Any) -> Solution:
         scaling = self.scaling(cuda.solver)
         start = self.start * self.fixed[self.active] * scaling.scales
-        return contrast.solve(start, scaling, self.bin_sizes, TOLERANCE_PX, self.max_steps, **more)
+        return contrast.solve(start, scaling, self.levels, TOLERANCE_PX, self.max_steps, **more)
 
 
 def assert_same_solution(ours: Solution, theirs: Solution) -> None:
@@ -266,8 +266,8 @@ def assert_same_solution(ours: Solution, theirs: Solution) -> None:
     "climb",
     [
         Climb(MotionModel.PLANAR, max_steps=1),
-        Climb(MotionModel.TRANSLATION, "likelihood", bin_sizes=(1.0,)),
-        Climb(MotionModel.FULL, bin_sizes=(2.0, 2.0), max_steps=2),
+        Climb(MotionModel.TRANSLATION, "likelihood", levels=(Level(1.0),)),
+        Climb(MotionModel.FULL, levels=(Level(2.0), Level(2.0)), max_steps=2),
     ],
     ids=["planar, two levels cut short", "translation, likelihood", "full, equal levels"],
 )
@@ -278,7 +278,7 @@ def test_a_climb_ends_where_the_host_driven_one_does(cuda: OnDevice, climb: Clim
     assert not ours.late
     assert_same_solution(ours, theirs)
     assert_close("image", device_contrast.last_iwe(), image, 1e-3)
-    at_rest = contrast.iwe(np.zeros(11), climb.bin_sizes[-1])
+    at_rest = contrast.iwe(np.zeros(11), climb.levels[-1].bin_size)
     expected = float(image.var() / at_rest.var()), structure(image)
     assert device_contrast.gain_and_structure() == pytest.approx(expected, rel=2e-3)
 
@@ -287,7 +287,7 @@ def test_a_climb_that_is_late_ends_after_the_passes_that_are_queued(
     cuda: OnDevice, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(cuda.module, "PASSES", 1)
-    climb = Climb(MotionModel.TRANSLATION, start=0.0, bin_sizes=(1.0,))
+    climb = Climb(MotionModel.TRANSLATION, start=0.0, levels=(Level(1.0),))
     ours, contrast = climb.by_device(cuda, is_late=lambda: True)
     assert ours.late
     assert ours.evaluations == 1
@@ -297,8 +297,8 @@ def test_a_climb_that_is_late_ends_after_the_passes_that_are_queued(
 
 
 def test_levels_beyond_the_room_for_them_are_refused(cuda: OnDevice):
-    climb = Climb(MotionModel.ROTATION, bin_sizes=tuple(range(10, 1, -1)))
-    with pytest.raises(ConfigError, match="9 levels of bin sizes: expected 1 to 8"):
+    climb = Climb(MotionModel.ROTATION, levels=tuple(Level(size) for size in range(10, 1, -1)))
+    with pytest.raises(ConfigError, match="9 levels: expected 1 to 8"):
         climb.by_device(cuda)
 
 
@@ -332,7 +332,7 @@ def after_one_step(cuda: OnDevice, gradient: Float64, hessian: Float64) -> Any:
     """The state after the step kernel alone, with bins of a pixel, from parameters of zero."""
     solver, nothing = cuda.solver, np.zeros(11)
     scaling = solver.Scaling(ALL, np.ones(11), nothing, nothing, nothing)
-    state = solver.new_state(nothing, scaling, 100, (1.0,), (0,), TOLERANCE_PX, 12)
+    state = solver.new_state(nothing, scaling, 100, (Level(1.0),), (0,), TOLERANCE_PX, 12)
     state["gradients"][1, :11], state["hessian"][:11, :11] = gradient, hessian
     memory = torch.from_numpy(np.frombuffer(state.tobytes(), np.float32).copy()).to(cuda.device)
     solver.step_kernel[(1,)](memory.view(torch.int32), memory, 0, 1.0, num_warps=1)
@@ -406,7 +406,7 @@ def test_kernels_compile_to_machine_code_once_for_all_sizes(compiled: list[Any])
     module, _ = loaded(interpret=False)
     contrast = module.CudaContrast(GRID, ContrastConfig(), "cpu")
     contrast.load(window_of(100), ALL)
-    contrast._run((2.0,))
+    contrast._run([contrast._plane(2.0)])
     first = set(map(id, compiled))
     assert {kernel.name for kernel in compiled} == {
         "_clear_kernel", "_scatter_kernel", "_reduce_kernel", "_gather_kernel", "step_kernel",
@@ -420,7 +420,7 @@ def test_kernels_compile_to_machine_code_once_for_all_sizes(compiled: list[Any])
         IweGrid(np.eye(2), np.zeros(2), 128, 64, 90.0), ContrastConfig(), "cpu"
     )
     other.load(window_of(5000), ALL)
-    other._run((4.0, 1.0))
+    other._run([other._plane(4.0), other._plane(1.0)])
     assert set(map(id, compiled)) == first
 
 
@@ -439,7 +439,7 @@ def test_a_captured_climb_replays_on_new_windows_without_waiting():
     contrast.load(climb.window, climb.active)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        contrast._run(climb.bin_sizes)
+        contrast._run([contrast._plane(level.bin_size) for level in climb.levels])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert_same_solution(climb.again(cuda, contrast), first)

@@ -100,6 +100,22 @@ def test_zero_is_no_attractor_for_slow_motion(simulated, small_camera: Camera):
         assert along == pytest.approx(0.3, rel=0.05)
 
 
+@pytest.mark.parametrize("direction", [(1.0, 1.0, -1.0), (-1.0, 1.0, 1.0)])
+def test_motion_of_a_pixel_gains_as_much_contrast_as_rest_and_is_trusted(
+    direction: tuple[float, float, float], simulated, small_camera: Camera
+):
+    """Bins of more than a pixel are compared with the unmoved events in bins of that size."""
+    slow = tuple(0.2 * d for d in direction)
+    events = simulated(slow, 0.25)
+    windows = [events[n : n + 8000] for n in range(0, len(events) - 8000, 8000)]
+    assert len(windows) > 1
+    for window in windows:
+        estimate = EgomotionEstimator(small_camera).estimate(window)
+        assert 0.9 < estimate.contrast_gain < 1.5
+        assert estimate.status.ok
+        assert_near(estimate.angular_velocity, slow, 0.15)
+
+
 def test_camera_at_rest_is_not_said_to_turn(small_camera: Camera, scene):
     """Hot pixels draw sharp dots that no motion explains better than rest."""
     chunks = simulate_rotation(

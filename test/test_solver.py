@@ -20,6 +20,7 @@ from event_binning_grad.estimation.look_up import normalised_table
 from event_binning_grad.estimation.motion import PARAMETERS, MotionModel
 from event_binning_grad.estimation.solver import (
     Evaluate,
+    Level,
     Point,
     maximise,
     newton_step,
@@ -39,6 +40,11 @@ from event_binning_grad.geometry import Camera
 Float64 = np.ndarray
 
 
+def bins(*sizes: float) -> list[Level]:
+    """Levels of all events."""
+    return [Level(size) for size in sizes]
+
+
 def point_of(
     value: float, gradient: Float64, hessian: Float64, scatter: Float64 | None = None
 ) -> Point:
@@ -53,8 +59,8 @@ def point_of(
 def quadratic(top: Float64, hessian: Float64) -> tuple[Evaluate, list[tuple[Float64, float]]]:
     calls: list[tuple[Float64, float]] = []
 
-    def evaluate(p: Float64, bin_size: float) -> Point:
-        calls.append((np.array(p), bin_size))
+    def evaluate(p: Float64, level: Level) -> Point:
+        calls.append((np.array(p), level.bin_size))
         d = p - top
         return point_of(float(d @ hessian @ d / 2), hessian @ d, hessian)
 
@@ -74,7 +80,7 @@ def steep(size: int, seed: int = 0) -> Float64:
 def test_solver_finds_the_top_of_a_hill_in_bounded_steps(size: int):
     top = np.random.default_rng(size).standard_normal(size) * 6
     evaluate, calls = quadratic(top, steep(size))
-    found = maximise(evaluate, np.zeros(size), (4.0, 1.0), 1e-6, 50)
+    found = maximise(evaluate, np.zeros(size), bins(4.0, 1.0), 1e-6, 50)
     assert found.parameters == pytest.approx(top, abs=1e-6)
     assert found.evaluations == len(calls)
     assert found.events == 10 * len(calls)
@@ -89,38 +95,38 @@ def test_solver_finds_the_top_of_a_hill_in_bounded_steps(size: int):
 
 def test_last_pass_is_that_of_the_finest_level_one_step_before():
     evaluate, calls = quadratic(np.full(3, 2.0), steep(3))
-    found = maximise(evaluate, np.zeros(3), (8.0, 2.0), 0.01, 20)
+    found = maximise(evaluate, np.zeros(3), bins(8.0, 2.0), 0.01, 20)
     before, bin_size = calls[-1]
     assert bin_size == 2.0
-    assert found.last.value == evaluate(before, 2.0).value
+    assert found.last.value == evaluate(before, Level(2.0)).value
     assert np.linalg.norm(found.parameters - before) == pytest.approx(found.last_step_px)
 
 
 def test_start_at_the_top_is_left_at_once_and_not_written_to():
     start = np.ones(6)
     evaluate, calls = quadratic(start.copy(), steep(6))
-    found = maximise(evaluate, start, (1.0,), 0.05, 12)
+    found = maximise(evaluate, start, bins(1.0), 0.05, 12)
     assert len(calls) == found.evaluations == 1
     assert (found.parameters == start).all()
     evaluate, _ = quadratic(np.zeros(6), steep(6))
-    maximise(evaluate, start, (1.0,), 0.05, 12)
+    maximise(evaluate, start, bins(1.0), 0.05, 12)
     assert (start == 1).all()
 
 
 def test_solver_climbs_away_from_a_saddle_and_stands_still_on_flat_ground():
     top = np.ones(6)
-    point = quadratic(top, np.diag([1.0, -1, -1, -1, -1, -1]))[0](np.zeros(6), 1.0)
+    point = quadratic(top, np.diag([1.0, -1, -1, -1, -1, -1]))[0](np.zeros(6), Level(1.0))
     assert newton_step(point.gradient, point.hessian, 100.0) @ point.gradient > 0
     flat = point_of(0.0, np.zeros(6), np.zeros((6, 6)), np.zeros((6, 6)))
     assert (newton_step(flat.gradient, flat.hessian, 1.0) == 0).all()
-    found = maximise(lambda p, b: flat, top, (2.0, 1.0), 0.1, 5)
+    found = maximise(lambda p, b: flat, top, bins(2.0, 1.0), 0.1, 5)
     assert (found.parameters == top).all()
     assert found.evaluations == 2
 
 
 def test_solver_stops_at_its_limit_of_steps():
     slope = point_of(0.0, np.ones(6), -1e-9 * np.eye(6))
-    found = maximise(lambda p, b: slope, np.zeros(6), (2.0, 1.0), 0.1, 5)
+    found = maximise(lambda p, b: slope, np.zeros(6), bins(2.0, 1.0), 0.1, 5)
     assert found.evaluations == 10
     assert found.last_step_px == pytest.approx(1.5)
     assert not found.late
@@ -130,11 +136,11 @@ def test_steps_settle_where_the_curvature_is_underestimated():
     """A Newton step too long by 2.5 leaps over the top, ever farther, unless it is made shorter."""
     top, hessian = np.full(3, 3.0), -np.eye(3)
 
-    def evaluate(p: Float64, bin_size: float) -> Point:
+    def evaluate(p: Float64, level: Level) -> Point:
         d = p - top
         return point_of(float(d @ hessian @ d / 2), hessian @ d, hessian / 2.5)
 
-    found = maximise(evaluate, np.zeros(3), (4.0, 1.0), 0.01, 60)
+    found = maximise(evaluate, np.zeros(3), bins(4.0, 1.0), 0.01, 60)
     assert found.parameters == pytest.approx(top, abs=0.05)
 
 
@@ -166,7 +172,7 @@ def test_gradient_of_chance_has_a_noise_score_of_one():
     for _ in range(200):
         gradients = rng.standard_normal((300, 4)) @ mixing
         point = point_of(0.0, gradients.sum(0), steep(4), gradients.T @ gradients)
-        squares.append(noise_score(point) ** 2)
+        squares.append(noise_score(point.gradient, point.scatter) ** 2)
     assert np.mean(squares) == pytest.approx(1, abs=0.15)
 
 
@@ -175,11 +181,11 @@ def test_short_steps_go_on_where_the_events_tell_more():
     finals = []
     for scatter in (1e-12 * np.eye(3), 1e3 * np.eye(3)):
         # Every step goes nine tenths of the way.
-        def evaluate(p: Float64, bin_size: float, scatter: Float64 = scatter) -> Point:
+        def evaluate(p: Float64, level: Level, scatter: Float64 = scatter) -> Point:
             d = p - np.ones(3)
             return point_of(0.0, -0.9 * d, -np.eye(3), scatter)
 
-        finals.append(maximise(evaluate, np.zeros(3), (1.0,), 0.3, 50))
+        finals.append(maximise(evaluate, np.zeros(3), bins(1.0), 0.3, 50))
     precise, noisy = finals
     assert precise.last_step_px < noisy.last_step_px < 0.3
     assert precise.evaluations > noisy.evaluations
@@ -196,7 +202,7 @@ def test_direction_that_the_data_say_nothing_about_gets_no_wild_step():
 def test_solver_stops_when_it_is_late_and_says_so(allowed: int):
     evaluate, calls = quadratic(np.full(6, 50.0), steep(6))
     found = maximise(
-        evaluate, np.zeros(6), (8.0, 2.0, 1.0), 1e-9, 12, lambda: len(calls) >= allowed
+        evaluate, np.zeros(6), bins(8.0, 2.0, 1.0), 1e-9, 12, lambda: len(calls) >= allowed
     )
     assert found.late
     assert found.evaluations == len(calls) == allowed
@@ -209,7 +215,7 @@ def test_solver_stops_when_it_is_late_and_says_so(allowed: int):
 def test_late_at_a_coarse_level_does_not_begin_a_finer_one():
     evaluate, calls = quadratic(np.ones(6), steep(6))
     asked = iter([False, True])
-    found = maximise(evaluate, np.zeros(6), (8.0, 2.0), 1e-9, 12, lambda: next(asked))
+    found = maximise(evaluate, np.zeros(6), bins(8.0, 2.0), 1e-9, 12, lambda: next(asked))
     assert found.late
     assert len(calls) == 2
 
@@ -222,7 +228,7 @@ def test_not_late_when_the_time_is_never_up():
         asked.append(len(calls))
         return False
 
-    assert not maximise(evaluate, np.zeros(6), (4.0, 1.0), 0.01, 12, is_late).late
+    assert not maximise(evaluate, np.zeros(6), bins(4.0, 1.0), 0.01, 12, is_late).late
     assert asked == list(range(1, len(calls) + 1))  # after every pass
 
 
@@ -231,12 +237,12 @@ def test_hessian_that_is_no_number_ends_the_climb(spoiled: int):
     """The parameters stay those that were finite, and the step says that nothing was reached."""
     smooth, calls = quadratic(np.full(4, 3.0), steep(4))
 
-    def evaluate(p: Float64, bin_size: float) -> Point:
-        point = smooth(p, bin_size)
+    def evaluate(p: Float64, level: Level) -> Point:
+        point = smooth(p, level)
         nowhere = np.full((4, 4), np.nan)
         return replace(point, hessian=nowhere) if len(calls) >= spoiled else point
 
-    found = maximise(evaluate, np.zeros(4), (1.0,), 1e-6, 20)
+    found = maximise(evaluate, np.zeros(4), bins(1.0), 1e-6, 20)
     assert found.evaluations == len(calls) == spoiled
     assert found.last_step_px == np.inf
     assert np.array_equal(found.parameters, calls[-1][0])
@@ -247,11 +253,11 @@ def test_hessian_that_is_no_number_ends_the_climb(spoiled: int):
 def test_hessian_that_is_no_number_at_a_coarse_level_leaves_the_fine_ones_a_try():
     smooth, calls = quadratic(np.ones(4), steep(4))
 
-    def evaluate(p: Float64, bin_size: float) -> Point:
-        point = smooth(p, bin_size)
-        return replace(point, hessian=np.full((4, 4), np.inf)) if bin_size == 8.0 else point
+    def evaluate(p: Float64, level: Level) -> Point:
+        point = smooth(p, level)
+        return replace(point, hessian=np.full((4, 4), np.inf)) if level.bin_size == 8.0 else point
 
-    found = maximise(evaluate, np.zeros(4), (8.0, 1.0), 1e-6, 30)
+    found = maximise(evaluate, np.zeros(4), bins(8.0, 1.0), 1e-6, 30)
     assert found.parameters == pytest.approx(np.ones(4), abs=1e-6)
     assert [size for _, size in calls].count(8.0) == 1
     assert found.evaluations == len(calls)

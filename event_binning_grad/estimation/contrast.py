@@ -32,7 +32,7 @@ from event_binning_grad.estimation.objectives import OBJECTIVES
 from event_binning_grad.geometry.rotation import rotate
 
 if TYPE_CHECKING:
-    from event_binning_grad.estimation.solver import Scaling, Solution
+    from event_binning_grad.estimation.solver import Level, Scaling, Solution
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -117,18 +117,16 @@ class WindowEvents:
 
 
 class Contrast(Protocol):
-    """The contrast of one window of events at a time, on some back end.
-
-    Passes with bins of more than a pixel may take a part of the events, spread evenly in time.
-    """
+    """The contrast of one window of events at a time, on some back end."""
 
     def load(self, window: WindowEvents, active: npt.NDArray[np.int64]) -> None:
         """Takes the window that the other methods are about, and the indices of the parameters
         to be estimated; the window's arrays are not copied."""
         ...
 
-    def evaluate(self, parameters: Float64, bin_size: float) -> ContrastPass:
-        """One pass at motion parameters [11], with bins of bin_size pixels."""
+    def evaluate(self, parameters: Float64, bin_size: float, share: float = 1.0) -> ContrastPass:
+        """One pass at motion parameters [11], with bins of bin_size pixels, over a share of the
+        events (`events_taken`), spread evenly in time."""
         ...
 
     def iwe(self, parameters: Float64, bin_size: float) -> Float32:
@@ -145,7 +143,7 @@ class Contrast(Protocol):
         self,
         start: Float64,
         scaling: Scaling,
-        bin_sizes: Sequence[float],
+        levels: Sequence[Level],
         tolerance_px: float,
         max_steps: int,
         is_late: Callable[[], bool],
@@ -159,12 +157,13 @@ class Contrast(Protocol):
         ...
 
 
-def events_taken(events: int, bin_size: float) -> int:
-    """How many of a window's events a pass takes: coarse bins need fewer."""
-    return min(events, max(_MIN_TAKEN, round(events / max(1.0, bin_size))))
-
-
+# Passes over a share of the events take at least so many.
 _MIN_TAKEN = 4000
+
+
+def events_taken(events: int, share: float) -> int:
+    """How many of a window's events a pass takes that is for a share of them: not too few."""
+    return min(events, max(_MIN_TAKEN, round(events * share)))
 
 
 class HostContrast(ABC):
@@ -173,7 +172,7 @@ class HostContrast(ABC):
     _solved_bin_size = 1.0
 
     @abstractmethod
-    def evaluate(self, parameters: Float64, bin_size: float) -> ContrastPass:
+    def evaluate(self, parameters: Float64, bin_size: float, share: float = 1.0) -> ContrastPass:
         """See `Contrast`."""
 
     @abstractmethod
@@ -188,7 +187,7 @@ class HostContrast(ABC):
         self,
         start: Float64,
         scaling: Scaling,
-        bin_sizes: Sequence[float],
+        levels: Sequence[Level],
         tolerance_px: float,
         max_steps: int,
         is_late: Callable[[], bool],
@@ -196,11 +195,12 @@ class HostContrast(ABC):
         """See `Contrast`."""
         from event_binning_grad.estimation.solver import Point, maximise
 
-        def evaluate(scaled: Float64, bin_size: float) -> Point:
-            self._solved_bin_size = bin_size
-            return scaling.point(self.evaluate(scaling.motion(scaled), bin_size), scaled)
+        def evaluate(scaled: Float64, level: Level) -> Point:
+            self._solved_bin_size = level.bin_size
+            one = self.evaluate(scaling.motion(scaled), level.bin_size, level.share)
+            return scaling.point(one, scaled)
 
-        return maximise(evaluate, start, bin_sizes, tolerance_px, max_steps, is_late)
+        return maximise(evaluate, start, levels, tolerance_px, max_steps, is_late)
 
     def gain_and_structure(self) -> tuple[float, float]:
         """See `Contrast`."""
@@ -236,9 +236,9 @@ class TorchContrast(HostContrast):
     def last_iwe(self) -> Float32:
         return self._image.detach().cpu().numpy()
 
-    def evaluate(self, parameters: Float64, bin_size: float) -> ContrastPass:
+    def evaluate(self, parameters: Float64, bin_size: float, share: float = 1.0) -> ContrastPass:
         total = self._columns.shape[1]
-        taken = events_taken(total, bin_size)
+        taken = events_taken(total, share)
         columns = self._columns[:, torch.arange(taken, device=self._device) * total // taken]
         vector = columns.new_tensor(parameters)
         coords = self._coords(vector, columns).requires_grad_()

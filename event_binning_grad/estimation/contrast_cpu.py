@@ -12,7 +12,6 @@ array for each value the same loops take five times as long.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numba
@@ -34,6 +33,7 @@ from event_binning_grad.estimation.contrast import (
 from event_binning_grad.estimation.iwe_grid import IweGrid
 from event_binning_grad.estimation.motion import PARAMETERS
 from event_binning_grad.estimation.trust import structure
+from event_binning_grad.estimation.vectors import weigh_rows
 from event_binning_grad.numba_threads import parallel_section
 
 # Empty bins around the image, so that the taps of an event at its border need no test.
@@ -56,9 +56,11 @@ _THETA, _ROTATED, _POINT, _SHIFT = (n * _BLOCK for n in (4, 7, 10, 13))
 _U, _V, _SEEN = (n * _BLOCK for n in (14, 15, 16))
 # ... derivatives of the objective by (u, v): two slopes, and curvatures uu, uv, vv, ...
 _SLOPE, _BEND = 17 * _BLOCK, 19 * _BLOCK
-# ... derivatives of u or v by the point and by theta, and a row of the Hessian on its way.
-_BY_POINT, _BY_THETA, _ROW_U, _ROW_V = (n * _BLOCK for n in (22, 25, 28, 29))
-_SCRATCH = 30 * _BLOCK
+# ... derivatives of u or v by the point, of u and of v by theta, of the objective by theta, and a
+# row of the Hessian on its way.
+_BY_POINT, _U_BY_THETA, _V_BY_THETA, _BY_THETA = (n * _BLOCK for n in (22, 25, 28, 31))
+_ROW_U, _ROW_V = (n * _BLOCK for n in (34, 35))
+_SCRATCH = 36 * _BLOCK
 
 _FLAGS: dict[str, Any] = {
     "nogil": True,
@@ -110,8 +112,8 @@ class CpuContrast(HostContrast):
     def last_iwe(self) -> Float32:
         return self._last[_PAD:-_PAD, _PAD:-_PAD]
 
-    def evaluate(self, parameters: Float64, bin_size: float) -> ContrastPass:
-        taken = events_taken(len(self._window), bin_size)
+    def evaluate(self, parameters: Float64, bin_size: float, share: float = 1.0) -> ContrastPass:
+        taken = events_taken(len(self._window), share)
         columns = self._columns(taken)
         image, total, square = self._scatter(columns, parameters, bin_size)
         bins = (image.shape[0] - 2 * _PAD) * (image.shape[1] - 2 * _PAD)
@@ -130,15 +132,7 @@ class CpuContrast(HostContrast):
         else:
             with parallel_section():
                 sums = _gather(*arguments)
-        count = len(self._active)
-        upper = sums[:, count:].sum(axis=0).reshape(-1, 2)
-        return ContrastPass(
-            value,
-            scale * sums[:, :count],
-            scale * _symmetric(upper[:, 0], count),
-            scale**2 * _symmetric(upper[:, 1], count),
-            taken,
-        )
+        return ContrastPass(value, *_derivatives(sums, len(self._active), scale), taken)
 
     def gain_and_structure(self) -> tuple[float, float]:
         variance, structured = self._variance(), float(structure(self.last_iwe()))
@@ -210,21 +204,6 @@ class CpuContrast(HostContrast):
             rows[:, 2] += _PAD
             self._projections[bin_size] = rows.astype(np.float32)
         return self._projections[bin_size]
-
-
-@cache
-def _triangle(count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    rows, columns = np.triu_indices(count)
-    return rows, columns
-
-
-def _symmetric(upper: Float64, count: int) -> Float64:
-    """[P, P] from the upper triangle [P (P + 1) / 2], row by row."""
-    full = np.empty((count, count))
-    rows, columns = _triangle(count)
-    full[rows, columns] = upper
-    full[columns, rows] = upper
-    return full
 
 
 @numba.njit(inline="always")
@@ -398,35 +377,12 @@ def _find_bins(count, rows, cols, s, corners):
 @numba.njit(**_FLAGS)
 def _sum_rows(count, image, corners, s, columns):
     """Sums of each event's four rows of bins, weighted by the kernel, its slope and curvature:
-    columns [3, BLOCK, 4], which the compiler does four at a time."""
-    flat = image.reshape(-1)
-    cols = np.uintp(image.shape[1])
-    n1, n2, n3 = np.uintp(1), np.uintp(2), np.uintp(3)
+    columns [3, BLOCK, 4]."""
+    flat, cols, apart = image.reshape(-1), np.uintp(image.shape[1]), np.uintp(4 * _BLOCK)
     for k in range(count):
-        (k0, k1, k2, k3), (d0, d1, d2, d3), (e0, e1, e2, e3) = _cubic_taps(s[_V + k])
-        a = np.uintp(corners[k])
-        b = a + cols
-        c = b + cols
-        d = c + cols
-        a0, a1, a2, a3 = flat[a], flat[a + n1], flat[a + n2], flat[a + n3]
-        b0, b1, b2, b3 = flat[b], flat[b + n1], flat[b + n2], flat[b + n3]
-        c0, c1, c2, c3 = flat[c], flat[c + n1], flat[c + n2], flat[c + n3]
-        f0, f1, f2, f3 = flat[d], flat[d + n1], flat[d + n2], flat[d + n3]
-        w = np.uintp(4 * k)
-        columns[w] = k0 * a0 + k1 * b0 + k2 * c0 + k3 * f0
-        columns[w + n1] = k0 * a1 + k1 * b1 + k2 * c1 + k3 * f1
-        columns[w + n2] = k0 * a2 + k1 * b2 + k2 * c2 + k3 * f2
-        columns[w + n3] = k0 * a3 + k1 * b3 + k2 * c3 + k3 * f3
-        w += np.uintp(4 * _BLOCK)
-        columns[w] = d0 * a0 + d1 * b0 + d2 * c0 + d3 * f0
-        columns[w + n1] = d0 * a1 + d1 * b1 + d2 * c1 + d3 * f1
-        columns[w + n2] = d0 * a2 + d1 * b2 + d2 * c2 + d3 * f2
-        columns[w + n3] = d0 * a3 + d1 * b3 + d2 * c3 + d3 * f3
-        w += np.uintp(4 * _BLOCK)
-        columns[w] = e0 * a0 + e1 * b0 + e2 * c0 + e3 * f0
-        columns[w + n1] = e0 * a1 + e1 * b1 + e2 * c1 + e3 * f1
-        columns[w + n2] = e0 * a2 + e1 * b2 + e2 * c2 + e3 * f2
-        columns[w + n3] = e0 * a3 + e1 * b3 + e2 * c3 + e3 * f3
+        weights = _cubic_taps(s[_V + k])
+        corner, at = np.uintp(corners[k]), np.uintp(4 * k)
+        weigh_rows(flat, corner, cols, weights, columns, at, apart)  # pyright: ignore # intrinsic
 
 
 @numba.njit(**_FLAGS)
@@ -467,6 +423,7 @@ def _raw_slopes(count, image, corners, s):
 def _covectors(projection, axis, count, s):
     """d(u or v)/d point, and J_l(theta)^T (rotated x that), which is d(u or v)/d theta."""
     p0, p1 = projection[axis, 0], projection[axis, 1]
+    by_theta = _V_BY_THETA if axis else _U_BY_THETA
     for k in range(count):
         # Not projected: 1 / z is NaN; the slope is zero then, and must not meet a NaN.
         seen = s[_SEEN + k] > np.float32(0)
@@ -487,22 +444,22 @@ def _covectors(projection, axis, count, s):
         b = b if seen else np.float32(0)
         c = c if seen else np.float32(0)
         s[_BY_POINT + k], s[_BY_POINT + _BLOCK + k], s[_BY_POINT + 2 * _BLOCK + k] = dx, dy, dz
-        s[_BY_THETA + k], s[_BY_THETA + _BLOCK + k], s[_BY_THETA + 2 * _BLOCK + k] = a, b, c
+        s[by_theta + k], s[by_theta + _BLOCK + k], s[by_theta + 2 * _BLOCK + k] = a, b, c
 
 
 @numba.njit(**_FLAGS)
-def _jacobian(active, motion, count, s, jacobian):
+def _jacobian(active, motion, by_theta, count, s, jacobian):
     """Fills jacobian [P, n]: d(u or v)/d parameters, from the covectors."""
     v0, v1, v2 = motion[6], motion[7], motion[8]
     half = np.float32(0.5)
     for n in range(len(active)):
         row, which = jacobian[n], active[n]
         if which < 3:
-            of = _BY_THETA + which * _BLOCK
+            of = by_theta + which * _BLOCK
             for k in range(count):
                 row[k] = s[_TAU + k] * s[of + k]
         elif which < 6:
-            of = _BY_THETA + (which - 3) * _BLOCK
+            of = by_theta + (which - 3) * _BLOCK
             for k in range(count):
                 row[k] = half * s[_TAU + k] * s[_TAU + k] * s[of + k]
         elif which < 9:
@@ -556,6 +513,73 @@ def _accumulate(count, s, by_u, by_v, gradients, sums):
 
 
 @numba.njit(**_FLAGS)
+def _rotates_only(active):
+    """Whether the parameters are omega, or omega and alpha."""
+    for n in range(len(active)):
+        if active[n] != n or n > 5:
+            return False
+    return len(active) == 3 or len(active) == 6
+
+
+@numba.njit(**_FLAGS)
+def _accumulate_rotation(count, s, size, sums):
+    """`_accumulate` for omega (size 3), or omega and alpha (6).
+
+    Both move an event along d(u, v)/d theta, by tau and by tau^2 / 2. So a pair of axes is done
+    once, and its sums with the powers of tau are those of all its pairs of parameters.
+    """
+    half, quarter = np.float32(0.5), np.float32(0.25)
+    for a in range(3):
+        first, second = np.float32(0), np.float32(0)
+        u, v, by_theta = _U_BY_THETA + a * _BLOCK, _V_BY_THETA + a * _BLOCK, _BY_THETA + a * _BLOCK
+        for k in range(count):
+            t = s[_TAU + k]
+            slope = s[u + k] * s[_SLOPE + k] + s[v + k] * s[_SLOPE + _BLOCK + k]
+            s[by_theta + k] = slope
+            first += t * slope
+            second += t * t * slope
+        sums[a] += first
+        if size == 6:
+            sums[a + 3] += half * second
+    for a in range(3):
+        u, v, by_theta = _U_BY_THETA + a * _BLOCK, _V_BY_THETA + a * _BLOCK, _BY_THETA + a * _BLOCK
+        for k in range(count):
+            squared, mixed = s[_TAU + k] * s[_TAU + k], s[_BEND + _BLOCK + k]
+            s[_ROW_U + k] = squared * (s[u + k] * s[_BEND + k] + s[v + k] * mixed)
+            s[_ROW_V + k] = squared * (s[u + k] * mixed + s[v + k] * s[_BEND + 2 * _BLOCK + k])
+        for b in range(a, 3):
+            u, v, other = _U_BY_THETA + b * _BLOCK, _V_BY_THETA + b * _BLOCK, _BY_THETA + b * _BLOCK
+            bend2, bend3, bend4 = np.float32(0), np.float32(0), np.float32(0)
+            scatter2, scatter3, scatter4 = np.float32(0), np.float32(0), np.float32(0)
+            for k in range(count):
+                t = s[_TAU + k]
+                bend = s[_ROW_U + k] * s[u + k] + s[_ROW_V + k] * s[v + k]
+                bend2 += bend
+                bend *= t
+                bend3 += bend
+                bend4 += t * bend
+                scatter = t * t * (s[by_theta + k] * s[other + k])
+                scatter2 += scatter
+                scatter *= t
+                scatter3 += scatter
+                scatter4 += t * scatter
+            _add(sums, size, a, b, bend2, scatter2)
+            if size == 6:
+                _add(sums, size, a, b + 3, half * bend3, half * scatter3)
+                if a != b:
+                    _add(sums, size, b, a + 3, half * bend3, half * scatter3)
+                _add(sums, size, a + 3, b + 3, quarter * bend4, quarter * scatter4)
+
+
+@numba.njit(inline="always")
+def _add(sums, size, a, b, bend, scatter):
+    """Adds to the elements (a, b) of both upper triangles behind the gradient."""
+    n = size + 2 * (a * size - a * (a - 1) // 2 + b - a)
+    sums[n] += bend
+    sums[n + 1] += scatter
+
+
+@numba.njit(**_FLAGS)
 def _gather_part(
     x, y, tau, rho, motion, projection, active, cotangent, unbiased, start, stop, sums
 ):
@@ -565,6 +589,7 @@ def _gather_part(
     by_u = np.empty((len(active), _BLOCK), np.float32)
     by_v, gradients = np.empty_like(by_u), np.empty_like(by_u)
     sums[:] = 0
+    rotates_only = _rotates_only(active)
     for first in range(start, stop, _BLOCK):
         count = min(_BLOCK, stop - first)
         _warp(x, y, tau, rho, motion, projection, first, count, s)
@@ -574,9 +599,13 @@ def _gather_part(
         if not unbiased:
             _raw_slopes(count, cotangent, corners, s)
         _covectors(projection, 0, count, s)
-        _jacobian(active, motion, count, s, by_u)
+        if rotates_only:
+            _covectors(projection, 1, count, s)
+            _accumulate_rotation(count, s, len(active), sums)
+            continue
+        _jacobian(active, motion, _U_BY_THETA, count, s, by_u)
         _covectors(projection, 1, count, s)
-        _jacobian(active, motion, count, s, by_v)
+        _jacobian(active, motion, _V_BY_THETA, count, s, by_v)
         _accumulate(count, s, by_u, by_v, gradients, sums)
 
 
@@ -613,3 +642,22 @@ def _gather_serial(x, y, tau, rho, motion, projection, active, cotangent, unbias
 @numba.njit(**_FLAGS)
 def _add_parts(sums):
     return sums.sum(axis=1)
+
+
+@numba.njit(**_FLAGS)
+def _derivatives(sums, count, scale):
+    """Gradients [TIME_PARTS, P], Hessian and scatter matrix [P, P] of the gather's sums, which were
+    made with a cotangent image that lacks the factor `scale`."""
+    gradients = scale * sums[:, :count]
+    hessian, scatter = np.zeros((count, count)), np.zeros((count, count))
+    for part in range(len(sums)):
+        n = count
+        for a in range(count):
+            for b in range(a, count):
+                hessian[a, b] += scale * sums[part, n]
+                scatter[a, b] += scale**2 * sums[part, n + 1]
+                n += 2
+    for a in range(count):
+        for b in range(a):
+            hessian[a, b], scatter[a, b] = hessian[b, a], scatter[b, a]
+    return gradients, hessian, scatter

@@ -42,7 +42,7 @@ from event_binning_grad.estimation.contrast import (
 )
 from event_binning_grad.estimation.iwe_grid import IweGrid
 from event_binning_grad.estimation.objectives import OBJECTIVES
-from event_binning_grad.estimation.solver import Scaling, Solution
+from event_binning_grad.estimation.solver import Level, Scaling, Solution
 from event_binning_grad.estimation.solver_cuda import (
     NO_PLANE,
     STATE,
@@ -143,18 +143,19 @@ class CudaContrast:
     def last_iwe(self) -> Float32:
         return self._last.image.cpu().numpy()
 
-    def evaluate(self, parameters: Float64, bin_size: float) -> ContrastPass:
+    def evaluate(self, parameters: Float64, bin_size: float, share: float = 1.0) -> ContrastPass:
         with self._on_device():
             self._last = self._plane(bin_size)
-            self._send(self._state_at(parameters, events_taken(self._count, bin_size)))
+            taken = events_taken(self._count, share)
+            self._send(self._state_at(parameters, taken))
             self._queue_pass(self._last)
-            return self._pass(self._received(), self._last)
+            return self._pass(self._received(), self._last, taken)
 
     def solve(
         self,
         start: Float64,
         scaling: Scaling,
-        bin_sizes: Sequence[float],
+        levels: Sequence[Level],
         tolerance_px: float,
         max_steps: int,
         is_late: Callable[[], bool] = lambda: False,
@@ -167,30 +168,32 @@ class CudaContrast:
         Args:
             start: [P] pixels.
             scaling: what the solver's parameters mean.
-            bin_sizes, tolerance_px, max_steps, is_late: see `solver.maximise`.
+            levels, tolerance_px, max_steps, is_late: see `solver.maximise`.
         """
         with self._on_device():
-            planes = [self._plane(bin_size) for bin_size in bin_sizes]
+            planes = [self._plane(level.bin_size) for level in levels]
             numbers = [plane.number for plane in planes]
             state = new_state(
-                start, scaling, self._count, bin_sizes, numbers, tolerance_px,
+                start, scaling, self._count, levels, numbers, tolerance_px,
                 max_steps,
             )  # fmt: skip
             late = False
             self._send(state)
             while state["plane"] != NO_PLANE and not late:
-                self._run(bin_sizes)
+                self._run(planes)
                 state = self._received()
                 late = bool(state["plane"] != NO_PLANE and is_late())
         # Late, the last pass may have been at any level.
-        self._last = planes[min(int(state["level"]), len(planes) - 1)]
+        level = min(int(state["level"]), len(planes) - 1)
+        self._last = planes[level]
         self._solved, self._late = state, late
         evaluated, parameters = (
             state[name][self._active].astype(np.float64) for name in ("evaluated", "parameters")
         )
         return Solution(
             parameters,
-            scaling.point(self._pass(state, self._last), evaluated),
+            scaling.point(self._pass(state, self._last, int(state["taken"][level])), evaluated),
+            levels[level],
             float(state["last_step"]),
             int(state["evaluations"]),
             int(state["events"]),
@@ -235,7 +238,7 @@ class CudaContrast:
     def _received(self) -> State:
         return np.frombuffer(self._state.cpu().numpy().tobytes(), STATE)[0]
 
-    def _pass(self, state: State, plane: _Plane) -> ContrastPass:
+    def _pass(self, state: State, plane: _Plane, taken: int) -> ContrastPass:
         """The last pass, of the active parameters alone."""
         value = float(state["value"])
         if self._config.objective == "variance":
@@ -252,16 +255,16 @@ class CudaContrast:
             factor * gradients[:, self._active],
             factor * hessian[rows, columns],
             factor**2 * scatter[rows, columns],
-            events_taken(self._count, plane.bin_size),
+            taken,
         )
 
     # --------------------------------------------------------------------------- what is queued
 
-    def _run(self, bin_sizes: Sequence[float]) -> None:
-        """Queues passes at all levels, and what tells how sharp the last image is."""
-        for bin_size in bin_sizes:
-            self._replay(self._queue_level, self._plane(bin_size))
-        self._replay(self._queue_sharpness, self._plane(bin_sizes[-1]))
+    def _run(self, planes: Sequence[_Plane]) -> None:
+        """Queues passes at the planes of all levels, and what tells how sharp the last image is."""
+        for plane in planes:
+            self._replay(self._queue_level, plane)
+        self._replay(self._queue_sharpness, planes[-1])
 
     def _replay(self, queue: Callable[[_Plane], None], plane: _Plane) -> None:
         """Queues by `queue`; from the second time on as a graph. At the first use of a kernel there

@@ -36,7 +36,7 @@ from event_binning_grad.estimation.problem import (
     TOLERANCE_PX,
     Problem,
 )
-from event_binning_grad.estimation.solver import Solution
+from event_binning_grad.estimation.solver import Level, Solution
 from event_binning_grad.estimation.trust import Status, disagreement
 from event_binning_grad.events.types import Events
 from event_binning_grad.geometry import Camera
@@ -45,15 +45,18 @@ from event_binning_grad.geometry import Camera
 _UNSETTLED_PX = 0.5
 # A window whose solution lies farther from the prediction is solved again from several starts.
 _SURPRISE_PX = 8.0
-# Events scattered at random have a structure of 1 (see `structure`); below this the compensated
-# image holds nothing to estimate from.
-_MIN_STRUCTURE = 1.15
+# Events scattered at random have a structure of 1 (see `structure`), and by the border of the field
+# of view more, the more of them there are; an image of less than this and so much more for every
+# event a bin holds nothing to estimate from.
+_MIN_STRUCTURE, _STRUCTURE_BY_DENSITY = 1.15, 0.25
 # The solution must not be clearly less sharp than no motion at all. A camera at rest gains nothing,
 # and its answer is valid; unmoved events lie on their pixels, which makes that image a little
 # sharper than it deserves.
 _MIN_GAIN = 0.9
 # Another solution must be this much sharper to be preferred to one from a nearer start.
 _CLEARLY = 1.15
+# A track's first steps are by this share of the events: they say where to go almost as well.
+_FIRST_SHARE = 1 / 4
 # A search begins with so many events.
 _FIRST_EVENTS = 2500
 # After a silence of this long (s) the last motion says nothing; extrapolated, it would mislead.
@@ -222,8 +225,9 @@ class EgomotionEstimator:
         found: list[Solution] = []
         if tracking:
             start = problem.scaled(predicted)
-            levels = (FINE, problem.finest(predicted)) if leap else (problem.finest(predicted),)
-            tracked = problem.climb(start, levels)
+            finest = problem.finest(predicted)
+            first = Level(FINE if leap else finest, _FIRST_SHARE)
+            tracked = problem.climb(start, (first, Level(finest)))
             moved_px = float(np.linalg.norm(tracked.parameters - start))
             if (moved_px < _SURPRISE_PX and tracked.last_step_px < _UNSETTLED_PX) or tracked.late:
                 return tracked, False
@@ -239,7 +243,8 @@ class EgomotionEstimator:
             if (sharp := problem.sharpness(other)) > _CLEARLY * sharpness:
                 best, sharpness = other, sharp
         # Once more, so that the contrast's last image is the solution's.
-        last = problem.climb(best.parameters, (problem.finest(problem.motion(best.parameters)),))
+        finest = problem.finest(problem.motion(best.parameters))
+        last = problem.climb(best.parameters, (Level(finest),))
         found.append(last)
         return replace(
             last,
@@ -250,18 +255,20 @@ class EgomotionEstimator:
     def _from_far(self, problem: Problem, start: Float64, count: int) -> Solution:
         """Climbs coarse to fine, from `count` events about the reference time, where even a fast
         motion has moved little, to more and more of the window."""
-        levels = (*COARSE, FINE)
+        fine = Level(FINE, 1 / 2)
+        levels = (*COARSE, fine)
         motion, evaluations, events = start, 0, 0
         while True:
             part = problem.part(count)
             part.load()
-            for bin_sizes in (levels, None):
-                solution = part.climb(part.scaled(motion), bin_sizes or (part.finest(motion),))
+            for chosen in (levels, None):
+                chosen = chosen or (Level(part.finest(motion)),)
+                solution = part.climb(part.scaled(motion), chosen)
                 motion = part.motion(solution.parameters)
                 evaluations, events = evaluations + solution.evaluations, events + solution.events
             if count >= len(problem.window) or solution.late:
                 break
-            count, levels = 3 * count, (FINE,)
+            count, levels = 3 * count, (fine,)
         return replace(
             solution, parameters=problem.scaled(motion), evaluations=evaluations, events=events
         )
@@ -269,9 +276,11 @@ class EgomotionEstimator:
     def _judge(
         self, solution: Solution, gain: float, structure: float, covariance: Float64
     ) -> Status:
-        if structure < _MIN_STRUCTURE:
+        bins = math.prod(self._grid.bins(solution.level.bin_size).shape)
+        density = solution.last.contrast.events / bins
+        if structure < _MIN_STRUCTURE + _STRUCTURE_BY_DENSITY * density:
             return Status.NO_STRUCTURE
-        if solution.late and solution.last_step_px > TOLERANCE_PX:
+        if solution.late and (solution.last_step_px > TOLERANCE_PX or solution.level.share < 1):
             return Status.DEADLINE
         if solution.last_step_px > _UNSETTLED_PX:
             return Status.NOT_CONVERGED
@@ -284,9 +293,12 @@ class EgomotionEstimator:
         return Status.OK
 
     def _std(self, covariance: Float64, part: slice) -> float:
+        """About or along the worst axis; 0 if it is not estimated."""
+        if part.start not in self._active:
+            return 0.0
         block = covariance[part, part]
         if not np.isfinite(block).all():
-            return 0.0 if not np.isin(np.arange(PARAMETERS)[part], self._active).any() else np.inf
+            return np.inf
         return math.sqrt(max(float(np.linalg.eigvalsh(block)[-1]), 0.0))
 
     def _report(

@@ -19,12 +19,12 @@ from event_binning_grad.estimation.motion import (
     MotionModel,
     V,
 )
-from event_binning_grad.estimation.solver import Scaling, Solution
+from event_binning_grad.estimation.solver import Level, Scaling, Solution
 from event_binning_grad.estimation.trust import MIN_STD, covariance_of, lattice_std_px
 
 # Bins in pixels of the IWE. Lost, the estimator starts where 8-pixel bins catch displacements of
 # tens of pixels; tracking, the prediction is within a bin or two of the answer.
-COARSE = (8.0, 4.0)
+COARSE = (Level(8.0, 1 / 8), Level(4.0, 1 / 4))
 FINE = 2.0
 FINEST = 1.0
 # Windows that move by fewer pixels than the first number have the second as their finest bins.
@@ -123,10 +123,10 @@ class Problem:
         """[11] motion parameters, those that are not active as predicted."""
         return self._scaling.motion(scaled)
 
-    def climb(self, start: Float64, bin_sizes: Sequence[float]) -> Solution:
+    def climb(self, start: Float64, levels: Sequence[Level]) -> Solution:
         """Climbs from [P] pixels through levels of ever smaller bins."""
         return self._contrast.solve(
-            start, self._scaling, bin_sizes, TOLERANCE_PX, _MAX_STEPS,
+            start, self._scaling, levels, TOLERANCE_PX, _MAX_STEPS,
             lambda: time.perf_counter() > self._until_s,
         )  # fmt: skip
 

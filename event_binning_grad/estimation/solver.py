@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -27,6 +29,9 @@ MIN_CURVATURE = 1e-3
 # own noise, or if it is shorter than this.
 MAX_SCORE = 1.0
 NOTHING_PX = 0.003
+
+# Compiled because they come with every pass, and numpy takes microseconds for an operation.
+_FLAGS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 @dataclass(frozen=True)
@@ -78,24 +83,54 @@ class Scaling:
 
     def point(self, contrast: ContrastPass, scaled: Float64) -> Point:
         """A pass at [P] pixels, as the solver sees it."""
-        scale = 1 / self.scales
-        scales = scale[:, None] * scale
-        scatter, hessian = contrast.scatter * scales, contrast.hessian * scales
-        # The contrast is no log-likelihood. Were it one, its Hessian and its scatter matrix would
-        # agree in size, so their ratio is the unit in which the prior's information counts.
-        unit = float(scatter.trace()) / max(float(np.abs(hessian.diagonal()).sum()), 1e-30)
-        information = unit * self.prior_information
-        return Point(
-            contrast.value,
-            contrast.gradient * scale - information * (scaled - self.prior_mean),
-            hessian - np.diag(information),
-            # The prior's own gradient at the truth varies, too: by its information.
-            scatter + unit * np.diag(information),
-            contrast,
-        )
+        parts = _in_pixels(
+            contrast.gradients, contrast.hessian, contrast.scatter, self.scales, self.prior_mean,
+            self.prior_information, scaled,
+        )  # fmt: skip
+        return Point(contrast.value, *parts, contrast)
 
 
-Evaluate = Callable[[Float64, float], Point]
+@numba.njit(**_FLAGS)
+def _in_pixels(gradients, hessian, scatter, scales, prior_mean, prior_information, scaled):
+    """Gradient, Hessian and scatter matrix by parameters in pixels, with a prior."""
+    count = len(scales)
+    gradient = np.zeros(count)
+    hessian, scatter = hessian.copy(), scatter.copy()
+    spread, bend = 0.0, 0.0
+    for a in range(count):
+        for part in range(len(gradients)):
+            gradient[a] += gradients[part, a] / scales[a]
+        for b in range(count):
+            scale = 1 / (scales[a] * scales[b])
+            hessian[a, b] *= scale
+            scatter[a, b] *= scale
+        spread += scatter[a, a]
+        bend += abs(hessian[a, a])
+    # The contrast is no log-likelihood. Were it one, its Hessian and its scatter matrix would
+    # agree in size, so their ratio is the unit in which the prior's information counts.
+    unit = spread / max(bend, 1e-30)
+    for a in range(count):
+        information = unit * prior_information[a]
+        gradient[a] -= information * (scaled[a] - prior_mean[a])
+        hessian[a, a] -= information
+        # The prior's own gradient at the truth varies, too: by its information.
+        scatter[a, a] += unit * information
+    return gradient, hessian, scatter
+
+
+class Level(NamedTuple):
+    """What the passes of a climb look at.
+
+    Attributes:
+        bin_size: pixels.
+        share: of the events.
+    """
+
+    bin_size: float
+    share: float = 1.0
+
+
+Evaluate = Callable[[Float64, Level], Point]
 
 
 @dataclass(frozen=True)
@@ -104,7 +139,8 @@ class Solution:
 
     Attributes:
         parameters: [P], pixels.
-        last: the last pass, at the finest level, one step before `parameters`.
+        last: the last pass, one step before `parameters`.
+        level: of that pass, the finest one unless it was late.
         last_step_px: length of that step.
         evaluations: how many passes, at all levels together.
         events: how many events they took.
@@ -113,6 +149,7 @@ class Solution:
 
     parameters: Float64
     last: Point
+    level: Level
     last_step_px: float
     evaluations: int
     events: int
@@ -122,70 +159,73 @@ class Solution:
 def maximise(
     evaluate: Evaluate,
     start: Float64,
-    bin_sizes: Sequence[float],
+    levels: Sequence[Level],
     tolerance_px: float,
     max_steps: int,
     is_late: Callable[[], bool] = lambda: False,
 ) -> Solution:
-    """Climbs from `start` through levels of ever smaller bins.
+    """Climbs from `start` through levels of ever smaller bins, or of more events.
 
     Args:
-        evaluate: one pass at parameters [P] and a bin size in pixels.
+        evaluate: one pass at parameters [P] and a level.
         start: [P], parameters scaled to pixels of displacement at the window's ends.
-        bin_sizes: pixels, coarse to fine; at least one.
+        levels: coarse to fine; at least one.
         tolerance_px: a finest-level step shorter than this ends the climb.
         max_steps: steps at most at every level.
         is_late: whether to stop now; asked after every pass.
     """
-    *coarse, finest = bin_sizes
+    *coarse, finest = levels
     evaluations, events = 0, 0
-    level = None
-    for bin_size in coarse:
-        tolerance = COARSE_TOLERANCE_BINS * bin_size
-        level = _climb(evaluate, start, bin_size, tolerance, max_steps, is_late)
-        start = level.parameters
-        evaluations, events = evaluations + level.evaluations, events + level.events
-        if level.late:
+    found = None
+    for level in coarse:
+        tolerance = COARSE_TOLERANCE_BINS * level.bin_size
+        found = _climb(evaluate, start, level, tolerance, max_steps, is_late)
+        start = found.parameters
+        evaluations, events = evaluations + found.evaluations, events + found.events
+        if found.late:
             break
-    if level is None or not level.late:
-        level = _climb(evaluate, start, finest, tolerance_px, max_steps, is_late)
-        evaluations, events = evaluations + level.evaluations, events + level.events
-    return replace(level, evaluations=evaluations, events=events)
+    if found is None or not found.late:
+        found = _climb(evaluate, start, finest, tolerance_px, max_steps, is_late)
+        evaluations, events = evaluations + found.evaluations, events + found.events
+    return replace(found, evaluations=evaluations, events=events)
 
 
 def _climb(
     evaluate: Evaluate,
     parameters: Float64,
-    bin_size: float,
+    level: Level,
     tolerance_px: float,
     max_steps: int,
     is_late: Callable[[], bool],
 ) -> Solution:
-    """Newton steps at one bin size, until one is shorter than the tolerance."""
-    limit, previous = MAX_STEP_BINS * bin_size, np.zeros_like(parameters)
+    """Newton steps at one level, until one is shorter than the tolerance."""
+    limit, previous = MAX_STEP_BINS * level.bin_size, np.zeros_like(parameters)
     before: Point | None = None
     evaluations, events = 0, 0
     while True:
-        last = evaluate(parameters, bin_size)
+        last = evaluate(parameters, level)
         evaluations, events = evaluations + 1, events + last.contrast.events
         if not np.isfinite(last.hessian).all():  # nowhere to go from here
-            return Solution(parameters, last, np.inf, evaluations, events)
+            return Solution(parameters, last, level, np.inf, evaluations, events)
         hessian = last.hessian
         if before is not None:
             hessian = with_secant(hessian, previous, last.gradient - before.gradient)
         step = newton_step(last.gradient, hessian, limit)
         if step @ previous < 0:
             # Turned back: the top lies between. Half the region makes the steps settle.
-            limit = min(limit, float(np.linalg.norm(step))) / 2
+            limit = min(limit, math.sqrt(step @ step)) / 2
             step = newton_step(last.gradient, hessian, limit)
         parameters, previous, before = parameters + step, step, last
-        step_px = float(np.linalg.norm(step))
+        step_px = math.sqrt(step @ step)
         late = is_late()
-        arrived = step_px < tolerance_px and (step_px < NOTHING_PX or noise_score(last) < MAX_SCORE)
+        arrived = step_px < tolerance_px and (
+            step_px < NOTHING_PX or noise_score(last.gradient, last.scatter) < MAX_SCORE
+        )
         if arrived or evaluations == max_steps or late:
-            return Solution(parameters, last, step_px, evaluations, events, late)
+            return Solution(parameters, last, level, step_px, evaluations, events, late)
 
 
+@numba.njit(**_FLAGS)
 def with_secant(hessian: Float64, step: Float64, change: Float64) -> Float64:
     """The Hessian with the curvature along the last step that the gradient's change shows.
 
@@ -193,23 +233,25 @@ def with_secant(hessian: Float64, step: Float64, change: Float64) -> Float64:
     Goldfarb, Shanno (BFGS), here on a Hessian that is computed anew at every step.
     """
     along = hessian @ step
-    expected, seen = float(step @ along), float(step @ change)
+    expected, seen = step @ along, step @ change
     # Curvature of the wrong sign, or beyond belief, is not taken over.
     if not 0.2 * expected >= seen >= 5.0 * expected:
         return hessian
-    return hessian - along[:, None] * (along / expected) + change[:, None] * (change / seen)
+    return hessian - np.outer(along, along / expected) + np.outer(change, change / seen)
 
 
-def noise_score(point: Point) -> float:
+@numba.njit(**_FLAGS)
+def noise_score(gradient: Float64, scatter: Float64) -> float:
     """Length of the gradient in units of its own noise: 1 where it is that of chance.
 
     The step that it leads to is then as far from the top as the estimate's standard deviation.
     """
-    values, directions = np.linalg.eigh(point.scatter)
-    along = directions.T @ point.gradient
-    return math.sqrt(float((along**2 / np.maximum(values, 1e-9 * values[-1])).mean()))
+    values, directions = np.linalg.eigh(scatter)
+    along = directions.T @ gradient
+    return math.sqrt((along**2 / np.maximum(values, 1e-9 * values[-1])).mean())
 
 
+@numba.njit(**_FLAGS)
 def newton_step(gradient: Float64, hessian: Float64, limit: float) -> Float64:
     """The Newton step towards a maximum, eigenvalues made negative, at most `limit` long."""
     curvatures, directions = np.linalg.eigh(hessian)
@@ -218,5 +260,5 @@ def newton_step(gradient: Float64, hessian: Float64, limit: float) -> Float64:
     if not strength.max() > 0:
         return np.zeros_like(gradient)
     step = directions @ (directions.T @ gradient / strength)
-    length = float(np.linalg.norm(step))
+    length = math.sqrt(step @ step)
     return step * min(1.0, limit / length) if length > 0 else step

@@ -26,7 +26,7 @@ import triton.language as tl
 from event_binning_grad.errors import ConfigError
 from event_binning_grad.estimation import solver
 from event_binning_grad.estimation.contrast import TIME_PARTS, Float64, events_taken
-from event_binning_grad.estimation.solver import Scaling
+from event_binning_grad.estimation.solver import Level, Scaling
 
 WIDTH = 16
 """The parameters, padded to a power of two."""
@@ -89,7 +89,7 @@ def new_state(
     start: Float64,
     scaling: Scaling,
     events: int,
-    bin_sizes: Sequence[float],
+    levels: Sequence[Level],
     planes: Sequence[int],
     tolerance_px: float,
     max_steps: int,
@@ -100,24 +100,24 @@ def new_state(
         start: [P] pixels.
         scaling: what the parameters mean.
         events: of the window.
-        bin_sizes, tolerance_px, max_steps: see `solver.maximise`.
+        levels, tolerance_px, max_steps: see `solver.maximise`.
         planes: of every level.
 
     Raises:
         ConfigError: no levels, or more than there is room for.
     """
-    levels, bins = len(bin_sizes), np.array(bin_sizes)
-    if not 0 < levels <= MAX_LEVELS:
-        raise ConfigError(f"{levels} levels of bin sizes: expected 1 to {MAX_LEVELS}")
+    count, bins = len(levels), np.array([level.bin_size for level in levels])
+    if not 0 < count <= MAX_LEVELS:
+        raise ConfigError(f"{count} levels: expected 1 to {MAX_LEVELS}")
     state = np.zeros((), STATE)
     state["max_steps"], state["total"] = max_steps, events
     state["planes"] = NO_PLANE
-    state["planes"][:levels], state["plane"] = planes, planes[0]
-    state["taken"][:levels] = [events_taken(events, bin_size) for bin_size in bin_sizes]
-    state["step_limits"][:levels] = solver.MAX_STEP_BINS * bins
+    state["planes"][:count], state["plane"] = planes, planes[0]
+    state["taken"][:count] = [events_taken(events, level.share) for level in levels]
+    state["step_limits"][:count] = solver.MAX_STEP_BINS * bins
     state["step_limit"] = state["step_limits"][0]
-    state["tolerances"][:levels] = solver.COARSE_TOLERANCE_BINS * bins
-    state["tolerances"][levels - 1] = tolerance_px
+    state["tolerances"][:count] = solver.COARSE_TOLERANCE_BINS * bins
+    state["tolerances"][count - 1] = tolerance_px
     state["fixed"][: len(scaling.fixed)] = scaling.fixed
     active = scaling.active
     state["fixed"][active] = 0

@@ -57,13 +57,18 @@ def covariance_of(point: Point) -> Float64:
     """
     if not np.isfinite(point.hessian).all():
         return np.full_like(point.hessian, np.nan)
-    curvatures, directions = np.linalg.eigh(point.hessian)
+    misfit = max(0.0, disagreement(point.contrast) - _MISFIT_FROM)
+    scale = min(_FIT_SCALE + _MISFIT_SCALE * misfit**_MISFIT_POWER, _MAX_SCALE)
+    return scale * _sandwich(point.hessian, point.scatter)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _sandwich(hessian, scatter):
+    curvatures, directions = np.linalg.eigh(hessian)
     strength = np.abs(curvatures)
     strength = np.maximum(strength, _MIN_CURVATURE * strength.max() + 1e-30)
     inverse = directions / strength @ directions.T
-    misfit = max(0.0, disagreement(point.contrast) - _MISFIT_FROM)
-    scale = min(_FIT_SCALE + _MISFIT_SCALE * misfit**_MISFIT_POWER, _MAX_SCALE)
-    covariance = scale * (inverse @ point.scatter @ inverse)
+    covariance = inverse @ scatter @ inverse
     return (covariance + covariance.T) / 2
 
 
@@ -78,14 +83,20 @@ def disagreement(point: ContrastPass) -> float:
 
     The normalised squares of the parts' gradients, over their expectation.
     """
-    values, directions = np.linalg.eigh(point.scatter)
-    keep = values > 1e-6 * max(values[-1], 1e-300)
-    if not keep.any():
-        return np.inf
-    mean = point.gradient / len(point.gradients)
-    along = (point.gradients - mean) @ directions[:, keep]
-    free = (1 - 1 / len(point.gradients)) * keep.sum()
-    return float((along**2 / values[keep]).sum() / free)
+    return _disagreement(point.gradients, point.scatter)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _disagreement(gradients, scatter):
+    values, directions = np.linalg.eigh(scatter)
+    mean = gradients.sum(axis=0) / len(gradients)
+    along = (gradients - mean) @ directions
+    total, kept = 0.0, 0
+    for n in range(len(values)):
+        if values[n] > 1e-6 * max(values[-1], 1e-300):
+            total += (along[:, n] ** 2).sum() / values[n]
+            kept += 1
+    return total / ((1 - 1 / len(gradients)) * kept) if kept else np.inf
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

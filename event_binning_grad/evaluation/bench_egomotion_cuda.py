@@ -14,7 +14,7 @@ from event_binning_grad.estimation.contrast_cpu import CpuContrast
 from event_binning_grad.estimation.iwe_grid import IweGrid, iwe_grid
 from event_binning_grad.estimation.look_up import look_up, normalised_table
 from event_binning_grad.estimation.motion import OMEGA, PARAMETERS, MotionModel
-from event_binning_grad.estimation.solver import Point, Solution, maximise
+from event_binning_grad.estimation.solver import Level, Point, Solution, maximise
 from event_binning_grad.evaluation.metrics import angular_velocity_error
 from event_binning_grad.evaluation.scenarios import Stream, hand_stream
 from event_binning_grad.evaluation.tables import as_json, column, print_rows
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _SENSORS = ((346, 260), (1280, 720))
 _SIZES = (10_000, 30_000, 100_000)
-_BIN_SIZES, _TOLERANCE_PX, _MAX_STEPS = (2.0, 1.0), 0.05, 12
+_LEVELS = (Level(2.0, 1 / 2), Level(1.0))
+_TOLERANCE_PX, _MAX_STEPS = 0.05, 12
 _START_OFF = 0.1  # of the true angular velocity: that of a track
 _WARM_UP = 3  # windows: compiled code, then the captured graphs
 _MOST_WINDOWS = 40
@@ -154,14 +155,14 @@ def on_cpu(grid: IweGrid) -> Climb:
         contrast.load(window, _ACTIVE)
         motion, scale = np.zeros(PARAMETERS), 1 / scales
 
-        def evaluate(parameters: Float64, bin_size: float) -> Point:
+        def evaluate(parameters: Float64, level: Level) -> Point:
             motion[_ACTIVE] = parameters * scale
-            one = contrast.evaluate(motion, bin_size)
+            one = contrast.evaluate(motion, *level)
             twice = np.outer(scale, scale)
             hessian, scatter = one.hessian * twice, one.scatter * twice
             return Point(one.value, one.gradient * scale, hessian, scatter, one)
 
-        return maximise(evaluate, start, _BIN_SIZES, _TOLERANCE_PX, _MAX_STEPS)
+        return maximise(evaluate, start, _LEVELS, _TOLERANCE_PX, _MAX_STEPS)
 
     return climb
 
@@ -177,6 +178,6 @@ def on_cuda(grid: IweGrid) -> Climb:
     def climb(window: WindowEvents, start: Float64, scales: Float64) -> Solution:
         contrast.load(window, _ACTIVE)
         scaling = Scaling(_ACTIVE, scales, np.zeros(PARAMETERS), nothing, nothing)
-        return contrast.solve(start, scaling, _BIN_SIZES, _TOLERANCE_PX, _MAX_STEPS)
+        return contrast.solve(start, scaling, _LEVELS, _TOLERANCE_PX, _MAX_STEPS)
 
     return climb
