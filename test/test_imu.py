@@ -13,8 +13,6 @@ from event_binning_grad.estimation.imu import GyroTrack
 
 MS = 1_000_000
 OMEGA, ALPHA = np.array([0.4, -1.5, 2.0]), np.array([30.0, 5.0, -12.0])
-# The IMU's x is the camera's y, its y the camera's z.
-TURNED = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
 def line_at(t_ns: float) -> np.ndarray:
@@ -37,12 +35,6 @@ COVERED = [(20 * MS, 90 * MS), (31 * MS, 32 * MS), (100 * MS, 100 * MS)]
 
 
 @pytest.mark.parametrize("window", COVERED)
-def test_the_mean_is_that_of_the_motion_however_uneven_the_samples(window: tuple[int, int]):
-    mean = on_the_line(UNEVEN_NS).mean(*window)
-    assert mean == pytest.approx(line_at(sum(window) / 2), abs=1e-9)
-
-
-@pytest.mark.parametrize("window", COVERED)
 @pytest.mark.parametrize("stamp_ns", [20 * MS, 57 * MS])
 def test_a_steady_acceleration_is_fitted_exactly(window: tuple[int, int], stamp_ns: int):
     fit = on_the_line(UNEVEN_NS, floor_std_rad_s=0.03).fit(stamp_ns, *window)
@@ -59,17 +51,13 @@ def test_the_order_of_arrival_does_not_matter():
     shuffled = [*t_ns[1::2], *t_ns[::2], t_ns[3]]
     sorted_track, shuffled_track = on_the_line(t_ns), on_the_line(shuffled)
     window = (12 * MS, 71 * MS)
-    assert np.array_equal(sorted_track.mean(*window), shuffled_track.mean(*window))  # type: ignore[arg-type]
+    first, second = (track.fit(40 * MS, *window) for track in (sorted_track, shuffled_track))
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first.angular_velocity, second.angular_velocity)
     assert shuffled_track.samples.duplicates == 1
     assert shuffled_track.samples.out_of_order == 11
     assert len(shuffled_track.samples) == len(t_ns)
-
-
-def test_samples_are_turned_into_the_cameras_frame():
-    track = GyroTrack(TURNED)
-    for k in range(4):
-        track.push(k * MS, [1.0, 2.0, 3.0])
-    assert track.mean(0, 3 * MS) == pytest.approx([3.0, 1.0, 2.0])
 
 
 @pytest.mark.parametrize(
@@ -88,15 +76,12 @@ def test_samples_are_turned_into_the_cameras_frame():
 )
 def test_a_window_without_samples_near_it_gives_nothing(t_ms: list[int], covered: bool):
     track = on_the_line([t * MS for t in t_ms], tolerance_ns=10 * MS)
-    mean, fit = track.mean(100 * MS, 200 * MS), track.fit(150 * MS, 100 * MS, 200 * MS)
-    assert (mean is not None, fit is not None) == (covered, covered)
-    if mean is not None and t_ms[0] in (80, 100):
-        assert mean == pytest.approx(line_at(150 * MS), abs=0.2)
+    fit = track.fit(150 * MS, 100 * MS, 200 * MS)
+    assert (fit is not None) == covered
 
 
-def test_one_sample_gives_a_mean_and_no_fit():
+def test_one_sample_gives_no_fit():
     track = on_the_line([100 * MS])
-    assert track.mean(95 * MS, 105 * MS) == pytest.approx(line_at(100 * MS))
     assert track.fit(100 * MS, 95 * MS, 105 * MS) is None
 
 
@@ -147,19 +132,17 @@ def test_samples_that_are_not_finite_are_refused_and_counted(odd: float):
 def test_samples_held_are_bounded_and_forgotten_on_clear():
     track = on_the_line(range(0, 100 * MS, MS), capacity=20)
     assert len(track.samples) == 20
-    assert track.mean(10 * MS, 20 * MS) is None
-    assert track.mean(85 * MS, 95 * MS) == pytest.approx(line_at(90 * MS))
+    assert track.fit(15 * MS, 10 * MS, 20 * MS) is None
+    fit = track.fit(90 * MS, 85 * MS, 95 * MS)
+    assert fit is not None
+    assert fit.angular_velocity == pytest.approx(line_at(90 * MS))
     track.clear()
-    assert track.mean(85 * MS, 95 * MS) is None
+    assert track.fit(90 * MS, 85 * MS, 95 * MS) is None
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"R_camera_from_imu": np.eye(4)}, "expected \\[3, 3\\]"),
-        ({"R_camera_from_imu": 2 * np.eye(3)}, "is no rotation"),
-        ({"R_camera_from_imu": np.diag([1.0, 1.0, -1.0])}, "is no rotation"),
-        ({"R_camera_from_imu": np.full((3, 3), np.nan)}, "is no rotation"),
         ({"tolerance_ns": 0}, "tolerance_ns is 0"),
         ({"floor_std_rad_s": -1.0}, "floor_std_rad_s is -1"),
     ],

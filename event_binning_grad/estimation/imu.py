@@ -18,7 +18,6 @@ _SAMPLES = 5000  # five seconds at 1 kHz
 FLOOR_STD_RAD_S = 0.02
 # A few residuals say nothing of directions: the same scatter in all of them counts as this many.
 _PRIOR_RESIDUALS = 4
-_ROTATION_TOLERANCE = 1e-3  # parameters are written with a few digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +41,9 @@ class GyroFit:
 
 
 class GyroTrack:
-    """The latest angular velocities of an IMU, turned into the camera's frame.
+    """The latest angular velocities of an IMU, in the camera's frame.
 
     Args:
-        R_camera_from_imu: [3, 3] rotation; None: the samples are in the camera's frame already.
         capacity: samples held at most.
         tolerance_ns: how far, in ns, a time of a window may be from the nearest sample.
         floor_std_rad_s: added, squared, to the variance that the residuals show.
@@ -55,12 +53,11 @@ class GyroTrack:
         refused: how many were not finite.
 
     Raises:
-        ConfigError: a matrix that is no rotation, or a tolerance or floor that is not positive.
+        ConfigError: a tolerance or floor that is not positive.
     """
 
     def __init__(
         self,
-        R_camera_from_imu: npt.ArrayLike | None = None,
         *,
         capacity: int = _SAMPLES,
         tolerance_ns: int = 20 * NS_PER_MS,
@@ -69,14 +66,13 @@ class GyroTrack:
         for name, value in (("tolerance_ns", tolerance_ns), ("floor_std_rad_s", floor_std_rad_s)):
             if not value > 0:
                 raise ConfigError(f"{name} is {value}, expected a positive number")
-        self._rotation = None if R_camera_from_imu is None else _as_rotation(R_camera_from_imu)
         self._tolerance_ns = tolerance_ns
         self._floor = floor_std_rad_s
         self.samples: Stamped[Float64] = Stamped(capacity)
         self.refused = 0
 
     def push(self, stamp_ns: int, angular_velocity: npt.ArrayLike) -> bool:
-        """Takes a sample, [3] rad/s in the IMU's frame; returns whether it is held.
+        """Takes a sample, [3] rad/s in the camera's frame; returns whether it is held.
 
         Raises:
             EventBinningError: not three numbers.
@@ -89,30 +85,11 @@ class GyroTrack:
         if not np.isfinite(omega).all():
             self.refused += 1
             return False
-        omega = omega if self._rotation is None else self._rotation @ omega
         return self.samples.put(int(stamp_ns), omega)
 
     def clear(self) -> None:
         """Forgets the samples, as after a discontinuity of the clock."""
         self.samples.clear()
-
-    def mean(self, start_ns: int, end_ns: int) -> Float64 | None:
-        """[3] rad/s: the mean over a time, of the samples joined by straight lines.
-
-        None when some time in it is farther than tolerance_ns from every sample.
-        """
-        found = self._around(start_ns, end_ns)
-        if found is None:
-            return None
-        t_s, omega = found
-        borders_s = np.array([0.0, (end_ns - start_ns) / NS_PER_S])
-        inner = t_s[(t_s > borders_s[0]) & (t_s < borders_s[1])]
-        times = np.concatenate([borders_s[:1], inner, borders_s[1:]])
-        joined = np.stack([np.interp(times, t_s, column) for column in omega.T], axis=1)
-        if end_ns == start_ns:
-            return joined[0]
-        steps = np.diff(times)[:, None]
-        return (steps * (joined[1:] + joined[:-1]) / 2).sum(0) / borders_s[1]
 
     def fit(self, stamp_ns: int, start_ns: int, end_ns: int) -> GyroFit | None:
         """Angular velocity at a time, and acceleration, by least squares over a window.
@@ -183,15 +160,3 @@ def _correlation(residuals: Float64) -> float:
     if power == 0.0:
         return 0.0
     return float(np.clip((residuals[1:] * residuals[:-1]).sum() / power, 0.0, 0.99))
-
-
-def _as_rotation(matrix: npt.ArrayLike) -> Float64:
-    rotation = np.array(matrix, np.float64)
-    if rotation.shape != (3, 3):
-        raise ConfigError(f"R_camera_from_imu has shape {list(rotation.shape)}, expected [3, 3]")
-    error = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if not error < _ROTATION_TOLERANCE or np.linalg.det(rotation) < 0:
-        raise ConfigError(
-            "R_camera_from_imu is no rotation: expected orthonormal rows and the determinant 1"
-        )
-    return rotation

@@ -30,7 +30,7 @@ FINEST = 1.0
 # Windows that move by fewer pixels than the first number have the second as their finest bins.
 # Pixels sample what they see, a pixel apart; over motions of a pixel finer bins show that lattice
 # rather than the scene, and draw the estimate toward motions that suit it.
-_FINEST_BY_MOTION = ((0.6, 2.0), (1.5, 1.5))
+_FINEST_BY_MOTION = ((0.6, 2.0), (3.0, 1.5))
 _TYPICAL = 0.6  # displacement of most events, as a share of the greatest
 TOLERANCE_PX = 0.05
 _MAX_STEPS = 12
