@@ -147,6 +147,21 @@ def test_noise_alone_is_never_trusted(count: int, span_s: float, small_camera: C
         assert not estimate.status.ok, (seed, estimate)
 
 
+@pytest.mark.parametrize(
+    ("binning", "reconstruction"), [("rect", "linear"), ("quadratic", "linear")]
+)
+def test_noise_is_not_trusted_whatever_the_kernels(
+    binning: str, reconstruction: str, small_camera: Camera
+):
+    """A histogram of scattered events varies more than their bilinear votes, by chance alone."""
+    config = EgomotionConfig(contrast=ContrastConfig("variance", binning, reconstruction))
+    for seed in range(2):
+        estimate = EgomotionEstimator(small_camera, config).estimate(
+            noise(small_camera, 4000, 0.03, seed)
+        )
+        assert estimate.status is Status.NO_STRUCTURE, (seed, estimate)
+
+
 @pytest.mark.parametrize("count", [5000, 40_000])
 def test_noise_gains_no_contrast_whatever_the_bins(count: int, small_camera: Camera):
     for seed in range(4):
@@ -592,10 +607,12 @@ def test_pixels_of_unknown_depth_are_left_out(unknown: float, point_events, smal
     assert seen is not None
     share = (events.x < 150).mean()
     assert 0.8 * share < seen.sum() / len(events) < share + 0.1
+    assert 1 - share - 0.1 < estimate.depthless_events / len(events) < 1 - share + 0.1
     blind = DepthImage(np.full_like(metres, unknown), REFERENCE_NS)
     nothing = estimator.estimate(events, depth=blind)
-    assert not nothing.status.ok
-    assert np.isfinite(nothing.angular_velocity).all()
+    assert nothing.status is Status.NO_DEPTH
+    assert np.isnan(nothing.angular_velocity).all()
+    assert nothing.depthless_events == len(events)
     # And the next window is estimated as if that one had not been.
     assert estimator.estimate(events, depth=image).status.ok
 
@@ -703,7 +720,7 @@ def test_translation_with_the_rotation_known(point_events, small_camera: Camera)
     for prior in (False, True):  # the rotation is what the gyro says, either way
         options = {"model": MotionModel.TRANSLATION, "gyro_prior": prior}
         estimate = estimator_of(small_camera, **options).estimate(
-            events, depth=image, gyro=gyro_of(OMEGA, ALPHA)
+            events, depth=image, gyro=gyro_of(OMEGA, ALPHA, std_rad_s=0.001)
         )
         assert estimate.status.ok
         assert_near(estimate.linear_velocity, VELOCITY, 0.04)
@@ -712,6 +729,24 @@ def test_translation_with_the_rotation_known(point_events, small_camera: Camera)
         assert np.linalg.eigvalsh(estimate.linear_covariance)[0] > 0
         # What is known beforehand need not be told by the events.
         assert np.trace(estimate.linear_covariance) < np.trace(full.linear_covariance)
+
+
+def test_errors_of_the_gyro_are_errors_of_the_translation(point_events, small_camera: Camera):
+    """A rotation that is told wrongly is made good by a translation: dv = -domega x (0, 0, Z)."""
+    events = point_events(v=VELOCITY, inverse_depth=on_front, span_s=SPAN_S)
+    std_rad_s, depth_m, squared = 0.03, 2.0, []
+    for seed in range(12):
+        told = std_rad_s * np.random.default_rng(seed).standard_normal(3)
+        estimate = estimator_of(small_camera, model=MotionModel.TRANSLATION).estimate(
+            events, depth=depth_m, gyro=gyro_of(told, std_rad_s=std_rad_s)
+        )
+        error = estimate.linear_velocity - VELOCITY
+        expected = np.cross((0.0, 0.0, depth_m), told)
+        assert error[:2] == pytest.approx(expected[:2], abs=0.05)
+        squared.append(error @ np.linalg.solve(estimate.linear_covariance, error))
+        cross = np.diag([std_rad_s**2] * 2) * depth_m
+        assert estimate.cross_covariance[:2, :2] == pytest.approx(cross @ [[0, -1], [1, 0]])
+    assert 0.3 < np.mean(squared) < 6  # 3 for three numbers
 
 
 def test_translation_without_a_gyro_does_not_turn(point_events, small_camera: Camera):

@@ -27,12 +27,14 @@ class AidsConfig:
         depth_m: metres along the optical axis, for "constant".
         depth_plane: nx, ny, nz, d of the plane n.P = d in the camera's frame at the start.
         gyro: whether the rotation is asked for.
+        carry_ns: how long a plane is taken to move on after the last trusted motion.
     """
 
     depth: str = "none"
     depth_m: float = 0.0
     depth_plane: tuple[float, ...] = ()
     gyro: bool = False
+    carry_ns: int = 100 * NS_PER_MS
 
 
 class Aids:
@@ -75,7 +77,7 @@ class Aids:
             return self._images and self._images.nearest(stamp_ns, TOLERANCE_NS)
         if self._plane is not None:
             if self._track is None or stamp_ns < self._track.stamp_ns - SET_BACK_NS:
-                self._track = PlaneTrack(self._plane, stamp_ns)
+                self._track = PlaneTrack(self._plane, stamp_ns, config.carry_ns)
             return self._track.at(stamp_ns)
         return None
 

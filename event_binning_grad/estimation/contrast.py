@@ -170,6 +170,8 @@ class HostContrast(ABC):
     """What contrasts have in common whose passes the host waits for."""
 
     _solved_bin_size = 1.0
+    _squares: float
+    """What an event adds to the image's sum of squares, in the mean over positions in its bin."""
 
     @abstractmethod
     def evaluate(self, parameters: Float64, bin_size: float, share: float = 1.0) -> ContrastPass:
@@ -204,10 +206,11 @@ class HostContrast(ABC):
 
     def gain_and_structure(self) -> tuple[float, float]:
         """See `Contrast`."""
-        from event_binning_grad.estimation.trust import structure
+        from event_binning_grad.estimation.trust import LINEAR_SQUARES, structure
 
         image = self.last_iwe()
-        variance, structured = float(image.var()), float(structure(image))
+        structured = float(structure(image)) * LINEAR_SQUARES / self._squares
+        variance = float(image.var())
         at_rest = float(self.iwe(np.zeros(PARAMETERS), self._solved_bin_size).var())
         return variance / max(at_rest, 1e-12), structured
 
@@ -222,6 +225,8 @@ class TorchContrast(HostContrast):
         self._matrix = torch.tensor(grid.matrix, dtype=torch.float32, device=device)
         self._offset = torch.tensor(grid.offset, dtype=torch.float32, device=device)
         self._kappa = _curvature_kernel(config)
+        u = np.linspace(-8, 8, 8001)
+        self._squares = (float((kernel(config.binning)(u) ** 2).sum()) * (u[1] - u[0])) ** 2
 
     def load(self, window: WindowEvents, active: npt.NDArray[np.int64]) -> None:
         columns = (window.x, window.y, window.tau, window.inverse_depth)

@@ -39,14 +39,13 @@ class InverseDepths:
         stamp_ns: int,
         motion: Float64,
     ) -> None:
-        """Fills out [N], 1/m at the events' own times; NaN where not known.
+        """Fills out [N], 1/m at the events' own times; NaN where not known. A distance is that of
+        all events, whenever they came.
 
         pixels: x and y [N] of the events. stamp_ns: the window's reference time. motion: [11], the
         predicted one, which tells how the scene has moved against the camera meanwhile.
         """
-        if isinstance(depth, Plane):
-            _of_plane(window.x, window.y, window.tau, motion, depth.normal, depth.distance_m, out)
-        elif isinstance(depth, DepthImage):
+        if isinstance(depth, DepthImage):
             if self._image is not depth.metres:
                 self._image, self._table = depth.metres, nearest_surfaces(depth.metres)
             since_s = (stamp_ns - depth.stamp_ns) * 1e-9
@@ -54,6 +53,8 @@ class InverseDepths:
                 window.x, window.y, window.tau, *pixels, since_s, motion, self._focal,
                 self._table, out,
             )  # fmt: skip
+        elif isinstance(depth, Plane):
+            _of_plane(window.x, window.y, window.tau, motion, depth.normal, depth.distance_m, out)
         else:
             out[:] = 1 / depth
 

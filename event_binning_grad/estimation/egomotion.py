@@ -40,6 +40,7 @@ from event_binning_grad.estimation.solver import Level, Solution
 from event_binning_grad.estimation.trust import Status, disagreement
 from event_binning_grad.events.types import Events
 from event_binning_grad.geometry import Camera
+from event_binning_grad.geometry.depth import DepthImage, Plane
 
 # A finest-level step as long as this at the end means that there was no maximum to settle on.
 _UNSETTLED_PX = 0.5
@@ -57,6 +58,9 @@ _MIN_GAIN = 0.9
 _CLEARLY = 1.15
 # A track's first steps are by this share of the events: they say where to go almost as well.
 _FIRST_SHARE = 1 / 4
+# A plane's slope (tangents of its tilt) of a greater standard deviation is not told: while the
+# camera hardly translates, it moves nothing.
+_MAX_SLOPE_STD = 0.3
 # A search begins with so many events.
 _FIRST_EVENTS = 2500
 # After a silence of this long (s) the last motion says nothing; extrapolated, it would mislead.
@@ -87,6 +91,7 @@ class EgomotionEstimator:
         self._storage = np.empty((4, 0), np.float32)
         self._counts = np.zeros((camera.height, camera.width), np.int32)
         self._hot_pixel_events = 0
+        self._depthless_events = 0
         self._window: WindowEvents | None = None
         self._parameters = np.zeros(PARAMETERS)
         self._last: EgomotionEstimate | None = None
@@ -102,34 +107,40 @@ class EgomotionEstimator:
 
         Args:
             events: the window, times not decreasing, the camera's geometry.
-            depth: of the scene; models that need it and do not get it estimate nothing.
+            depth: of the scene; models that need it and do not get it estimate nothing. For the
+                planar model the distance along the optical axis, in m, if known.
             gyro: the rotation to start from, and a prior if so configured. For the translation
                 model the rotation itself (none: the camera does not turn).
+
+        Raises:
+            ConfigError: a distance that is not positive and finite.
         """
         began = time.perf_counter()
+        depth = _checked(depth)
         start_ns, end_ns = (int(events.t[0]), int(events.t[-1])) if len(events) else (0, 0)
         stamp_ns = events.mean_time_ns
+        times_ns, span_s = (stamp_ns, start_ns, end_ns), (end_ns - start_ns) * 1e-9
         status = self._refusal(events, depth, gyro, end_ns - start_ns)
         if status is not None:
-            self._window = None
-            nothing, nowhere = np.full(3, np.nan), np.full((3, 3), np.nan)
-            return EgomotionEstimate(
-                stamp_ns, start_ns, end_ns, len(events), nothing, nothing, nowhere,
-                0, np.nan, status, time.perf_counter() - began,
-            )  # fmt: skip
-        span_s = (end_ns - start_ns) * 1e-9
+            return self._refused(events, times_ns, status, began)
         predicted, tracking, leap = self._predict(stamp_ns, span_s, gyro)
         window = self._load(events, stamp_ns, depth, predicted)
+        if len(window) - self._depthless_events < min(self.config.min_events, len(window)):
+            return self._refused(events, times_ns, Status.NO_DEPTH, began)
         until_s = began + self.config.deadline_s if self.config.deadline_s else math.inf
         problem = Problem(self._contrast, self._grid, self.config, window, predicted, gyro, until_s)
         solution, searched = self._solve(problem, predicted, tracking, leap)
         gain, structure = self._contrast.gain_and_structure()
         self._parameters = problem.motion(solution.parameters)
         covariance = problem.covariance(solution)
-        status = self._judge(solution, gain, structure, covariance)
+        # The planar model has v over the distance, which is 1 unless it is known.
+        planar = self.config.model is MotionModel.PLANAR
+        distance_m = depth if planar and isinstance(depth, float) else 1.0
+        status = self._judge(solution, gain, structure, covariance, distance_m)
         estimate = self._report(
-            events, (stamp_ns, start_ns, end_ns), problem, solution, covariance, gain, status,
-            depth, searched, time.perf_counter() - began,
+            events, times_ns, problem, solution, covariance, gain, status,
+            None if planar and depth is None else distance_m, searched,
+            time.perf_counter() - began,
         )  # fmt: skip
         # An uncertain estimate is no reason to search anew.
         self._last = estimate if status in (Status.OK, Status.UNCERTAIN) else None
@@ -166,6 +177,18 @@ class EgomotionEstimator:
         if self.config.gyro_needed and gyro is None:
             return Status.NO_ROTATION
         return None
+
+    def _refused(
+        self, events: Events, times_ns: tuple[int, int, int], status: Status, began: float
+    ) -> EgomotionEstimate:
+        """The estimate of a window that nothing is estimated from."""
+        self._window = None
+        nothing, nowhere = np.full(3, np.nan), np.full((3, 3), np.nan)
+        return EgomotionEstimate(
+            *times_ns, len(events), nothing, nothing, nowhere, 0, np.nan, status,
+            time.perf_counter() - began,
+            depthless_events=len(events) if status is Status.NO_DEPTH else 0,
+        )  # fmt: skip
 
     def _predict(
         self, stamp_ns: int, span_s: float, gyro: GyroFit | None
@@ -213,6 +236,7 @@ class EgomotionEstimator:
             self._inverse_depths.fill(
                 inverse_depth, depth, self._window, pixels, stamp_ns, predicted
             )
+            self._depthless_events = int(np.count_nonzero(np.isnan(inverse_depth)))
         else:
             inverse_depth[:] = 1.0
         self._contrast.load(self._window, self._active)
@@ -274,7 +298,12 @@ class EgomotionEstimator:
         )
 
     def _judge(
-        self, solution: Solution, gain: float, structure: float, covariance: Float64
+        self,
+        solution: Solution,
+        gain: float,
+        structure: float,
+        covariance: Float64,
+        distance_m: float,
     ) -> Status:
         bins = math.prod(self._grid.bins(solution.level.bin_size).shape)
         density = solution.last.contrast.events / bins
@@ -288,7 +317,7 @@ class EgomotionEstimator:
             return Status.NO_CONTRAST_GAIN
         if self._std(covariance, OMEGA) > self.config.max_std_rad_s:
             return Status.UNCERTAIN
-        if self._std(covariance, V) > self.config.max_std_m_s:
+        if self._std(covariance, V) * distance_m > self.config.max_std_m_s:
             return Status.UNCERTAIN
         return Status.OK
 
@@ -310,7 +339,7 @@ class EgomotionEstimator:
         covariance: Float64,
         gain: float,
         status: Status,
-        depth: Depth | None,
+        distance_m: float | None,
         searched: bool,
         solve_time_s: float,
     ) -> EgomotionEstimate:
@@ -318,9 +347,9 @@ class EgomotionEstimator:
         nothing = np.full(3, np.nan)
         velocity = motion[V].copy() if self.config.model.translates else nothing
         planar = self.config.model is MotionModel.PLANAR
-        normal = np.append(motion[SLOPE], 1.0)
-        scaled = planar and not isinstance(depth, float)  # no range: v over the distance only
-        distance = depth if planar and isinstance(depth, float) else 1.0
+        normal = np.append(motion[SLOPE], 1.0) / math.hypot(*motion[SLOPE], 1.0)
+        tilted = planar and self._std(covariance, SLOPE) < _MAX_SLOPE_STD
+        scale = math.nan if distance_m is None else distance_m
         return EgomotionEstimate(
             *times_ns,
             len(events),
@@ -334,15 +363,24 @@ class EgomotionEstimator:
             self._hot_pixel_events,
             len(window),
             solution.events / len(window),
-            nothing if scaled else velocity * distance,
-            np.full((3, 3), np.nan) if scaled else covariance[V, V] * distance**2,
-            np.full((3, 3), np.nan) if scaled else covariance[V, OMEGA] * distance,
+            velocity * scale,
+            covariance[V, V] * scale**2,
+            covariance[V, OMEGA] * scale,
             velocity if planar else nothing,
-            normal / np.linalg.norm(normal) if planar else nothing,
+            normal if tilted else nothing,
             problem.speed_px_s(motion),
             disagreement(solution.last.contrast),
             searched,
+            self._depthless_events * len(events) // len(window),
         )
+
+
+def _checked(depth: Depth | None) -> Depth | None:
+    if depth is None or isinstance(depth, (Plane, DepthImage)):
+        return depth
+    if not 0 < depth < math.inf:
+        raise ConfigError(f"depth is {depth}: expected a distance in m, above 0")
+    return float(depth)
 
 
 def _contrast(grid: IweGrid, config: EgomotionConfig) -> Contrast:

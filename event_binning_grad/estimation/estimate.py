@@ -71,11 +71,13 @@ class EgomotionEstimate:
         velocity_over_distance: [3] 1/s, linear velocity over the plane's distance along the
             optical axis; NaN but for the planar model.
         plane_normal: [3] unit normal of the plane, camera frame, away from the camera; NaN but for
-            the planar model.
+            the planar model, and where the camera translates too little to tell it.
         speed_px_s: how fast the motion moves the events that it moves fastest, px/s.
         disagreement: how differently the parts of the window pull; 0.5 where the motion model fits,
             more than 1 where the motion changed faster.
         searched: the track was lost, or not there yet, and several starts were tried.
+        depthless_events: events of the window that were left out, because their depth, which the
+            model needs, is not known.
     """
 
     stamp_ns: int
@@ -100,6 +102,7 @@ class EgomotionEstimate:
     speed_px_s: float = np.nan
     disagreement: float = np.nan
     searched: bool = False
+    depthless_events: int = 0
 
     @property
     def used_share(self) -> float:

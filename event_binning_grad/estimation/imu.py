@@ -87,10 +87,6 @@ class GyroTrack:
             return False
         return self.samples.put(int(stamp_ns), omega)
 
-    def clear(self) -> None:
-        """Forgets the samples, as after a discontinuity of the clock."""
-        self.samples.clear()
-
     def fit(self, stamp_ns: int, start_ns: int, end_ns: int) -> GyroFit | None:
         """Angular velocity at a time, and acceleration, by least squares over a window.
 

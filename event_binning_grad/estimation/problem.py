@@ -30,7 +30,7 @@ FINEST = 1.0
 # Windows that move by fewer pixels than the first number have the second as their finest bins.
 # Pixels sample what they see, a pixel apart; over motions of a pixel finer bins show that lattice
 # rather than the scene, and draw the estimate toward motions that suit it.
-_FINEST_BY_MOTION = ((0.6, 2.0), (3.0, 1.5))
+_FINEST_BY_MOTION = ((0.6, 2.0), (1.5, 1.5))
 _TYPICAL = 0.6  # displacement of most events, as a share of the greatest
 TOLERANCE_PX = 0.05
 _MAX_STEPS = 12
@@ -66,11 +66,10 @@ class Problem:
         self._contrast, self._grid, self._config = contrast, grid, config
         self._predicted, self._gyro, self._until_s = predicted, gyro, until_s
         self._active = active = config.model.active(config.angular_acceleration)
-        self._typical_inverse_depth = _typical_inverse_depth(window, config.model)
-        scales = _scales(window, grid, self._typical_inverse_depth, predicted)[active]
+        self._typical_inverse_depth = typical_inverse_depth(window, config.model)
+        scales = pixels_per_unit(window, grid, self._typical_inverse_depth, predicted)[active]
         mean, std = np.zeros(PARAMETERS), np.full(PARAMETERS, np.inf)
         std[ALPHA], std[V], std[SLOPE] = _ACCELERATION_STD, _VELOCITY_STD, _SLOPE_STD
-        mean[SLOPE] = predicted[SLOPE]
         if gyro is not None and config.gyro_prior:
             mean[OMEGA], std[OMEGA] = gyro.angular_velocity, gyro.std_rad_s
         information = (std[active] * scales) ** -2
@@ -139,12 +138,17 @@ class Problem:
         inner = inner * np.outer(scale, scale) + MIN_STD**2 * np.eye(len(scale))
         full[np.ix_(self._active, self._active)] = inner
         if self._gyro is not None and not self._config.model.rotates:
+            # What the gyroscope errs by, v makes good: at the optical axis, at the scene's depth.
+            depth = 1 / self._typical_inverse_depth
+            by_omega = np.array([[0.0, -depth, 0.0], [depth, 0.0, 0.0], [0.0, 0.0, 0.0]])
             full[OMEGA, OMEGA] = self._gyro.covariance
-            full[V, OMEGA] = full[OMEGA, V] = 0.0
+            full[V, OMEGA] = by_omega @ self._gyro.covariance
+            full[OMEGA, V] = full[V, OMEGA].T
+            full[V, V] += by_omega @ self._gyro.covariance @ by_omega.T
         return full
 
 
-def _scales(
+def pixels_per_unit(
     window: WindowEvents, grid: IweGrid, inverse_depth: float, predicted: Float64
 ) -> Float64:
     """[11] displacement in pixels, at the window's ends, for a unit of each parameter."""
@@ -158,7 +162,7 @@ def _scales(
     return scales
 
 
-def _typical_inverse_depth(window: WindowEvents, model: MotionModel) -> float:
+def typical_inverse_depth(window: WindowEvents, model: MotionModel) -> float:
     """Median over the events, 1/m; 1 where depth is not known."""
     known = window.inverse_depth[window.inverse_depth > 0] if model.needs_depth else ()
     return max(float(np.median(known)), 1e-3) if len(known) else 1.0

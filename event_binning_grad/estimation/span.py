@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from event_binning_grad.estimation.egomotion import EgomotionEstimate
+from event_binning_grad.estimation.trust import Status
 
 # A window whose parts disagree more than the first is followed by one shorter by the first factor;
 # while they disagree less than the second, windows grow by the second factor.
@@ -32,7 +33,9 @@ class SpanControl:
 
     def next_ns(self, estimate: EgomotionEstimate) -> int | None:
         """How long the window after this one may span, ns; None for no bound."""
-        if not estimate.status.ok:
+        # An uncertain motion is often one that changes too fast for its window: a longer one would
+        # only fit worse.
+        if estimate.status not in (Status.OK, Status.UNCERTAIN):
             return None
         limit_ns = math.inf
         if self._window_px:

@@ -12,6 +12,9 @@ from event_binning_grad.estimation.solver import Point
 
 # Events scattered at random have a structure of 1 (see `structure`).
 STRUCTURE_CELL = 16
+# What a bilinear vote adds to an image's sum of squares in the mean: the square of the integral of
+# the squared hat.
+LINEAR_SQUARES = (2 / 3) ** 2
 
 # The sandwich covariance is too small by about this factor where the motion model fits, and by
 # more where it does not, as the parts' disagreement tells. Measured on simulated windows of
@@ -103,8 +106,8 @@ def _disagreement(gradients, scatter):
 def structure(image):
     """How much more an image varies within cells of 16 bins than randomly scattered events would.
 
-    A bilinear vote adds sum_j k_j^2 to the sum of squares, (2/3)^2 in the mean over positions in
-    the bin. What the density of the events varies from cell to cell does not count.
+    A bilinear vote adds sum_j k_j^2 to the sum of squares, LINEAR_SQUARES in the mean over
+    positions in the bin. What the density of the events varies from cell to cell does not count.
     """
     cell = STRUCTURE_CELL
     squares, means, events = 0.0, 0.0, 0.0
@@ -118,4 +121,4 @@ def structure(image):
             squares += square
             means += total * total / cell**2
             events += total
-    return (squares - means) / max(events * (4 / 9), 1e-12)
+    return (squares - means) / max(events * LINEAR_SQUARES, 1e-12)

@@ -25,7 +25,9 @@ from event_binning_grad.estimation.contrast_cpu import CpuContrast, is_fused
 from event_binning_grad.estimation.depths import Depth, InverseDepths
 from event_binning_grad.estimation.egomotion import EgomotionConfig
 from event_binning_grad.estimation.iwe_grid import IweGrid, iwe_grid
+from event_binning_grad.estimation.look_up import look_up, normalised_table
 from event_binning_grad.estimation.motion import ALPHA, OMEGA, PARAMETERS, SLOPE, V
+from event_binning_grad.estimation.problem import pixels_per_unit, typical_inverse_depth
 from event_binning_grad.evaluation.baselines import METHODS, maximise
 from event_binning_grad.evaluation.evaluate import recorded_camera
 from event_binning_grad.evaluation.metrics import angular_velocity_error, linear_velocity_error
@@ -247,7 +249,9 @@ def _by_scipy(
             objective.value_and_gradient,
             objective.hessian,
             start[active],
-            pixels_per_unit(events, grid)[active],
+            pixels_per_unit(events, grid, typical_inverse_depth(events, config.model), start)[
+                active
+            ],
             method,
         )
         motion = objective.motion(found)
@@ -284,25 +288,17 @@ class _Objective:
 def as_contrast_needs_it(window: Window, camera: Camera, motion: Float64) -> WindowEvents:
     """The window's rays, and their depths as seen by a camera of this motion [11]."""
     events = window.events
-    bearings = camera.bearings[events.y, events.x]
-    x, y = (np.ascontiguousarray(bearings[:, axis] / bearings[:, 2]) for axis in (0, 1))
-    tau = ((events.t - window.stamp_ns) / NS_PER_S).astype(np.float32)
+    columns = np.ones((4, len(events)), np.float32)
+    counts = np.zeros((camera.height, camera.width), np.int32)
+    table = normalised_table(camera)
+    look_up(events.t, events.x, events.y, window.stamp_ns, table, counts, columns)
     span_s = float(events.t[-1] - events.t[0]) / NS_PER_S
-    found = WindowEvents(x, y, tau, np.ones_like(x), span_s)
+    x, y, tau, inverse_depth = columns
+    found = WindowEvents(x, y, tau, inverse_depth, span_s)
     if window.depth is not None:
         depths, pixels = InverseDepths(camera), (events.x, events.y)
         depths.fill(found.inverse_depth, window.depth, found, pixels, window.stamp_ns, motion)
     return found
-
-
-def pixels_per_unit(window: WindowEvents, grid: IweGrid) -> Float64:
-    """[11] displacement at the window's ends for a unit of each parameter, roughly."""
-    half_s, scale = window.span_s / 2, np.empty(PARAMETERS)
-    near = float(np.nan_to_num(np.nanmedian(window.inverse_depth), nan=1.0))
-    scale[OMEGA], scale[ALPHA] = grid.radius_px * half_s, grid.radius_px * half_s**2 / 2
-    scale[V] = grid.focal_px * half_s * near
-    scale[SLOPE] = grid.radius_px * half_s
-    return scale
 
 
 class _Judge:

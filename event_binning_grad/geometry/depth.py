@@ -114,16 +114,21 @@ def rigid_step(
 class PlaneTrack:
     """A plane that is given at the start, and followed by the camera's estimated motion.
 
-    Between two motions given the camera moves with their mean; after the last one it goes on.
-    Errors of the motion add up: the distance drifts like the position that the motion leads to.
+    Between two motions given the camera moves with their mean; after the last one it goes on, but
+    not for longer than carry_ns: a camera that sees no events stands still. Errors of the motion
+    add up: the distance drifts like the position that the motion leads to.
+
+    Args:
+        plane, stamp_ns: the plane in the camera's frame at that time.
+        carry_ns: how long a motion is taken to go on.
 
     Attributes:
-        plane, stamp_ns: the plane in the camera's frame at that time.
+        plane, stamp_ns: the plane in the camera's frame at the time of the last motion.
     """
 
-    def __init__(self, plane: Plane, stamp_ns: int) -> None:
-        self._start = plane
+    def __init__(self, plane: Plane, stamp_ns: int, carry_ns: int = 100_000_000) -> None:
         self.plane, self.stamp_ns = plane, stamp_ns
+        self._carry_ns = carry_ns
         self._motion: tuple[Float64, Float64] | None = None
 
     def update(
@@ -154,24 +159,9 @@ class PlaneTrack:
         """
         return self.plane if self._motion is None else self._carried(stamp_ns, *self._motion)
 
-    def reset(
-        self, stamp_ns: int, R_now_from_start: Float64 | None = None,
-        t_now_from_start: Float64 | None = None,
-    ) -> None:  # fmt: skip
-        """Starts anew at a time, at the pose where the start's point P is at R P + t.
-
-        Args:
-            stamp_ns: the time.
-            R_now_from_start, t_now_from_start: [3, 3], [3] m, where the pose is known (a true one,
-                say); without them the plane is as at the start.
-        """
-        rotation = np.eye(3) if R_now_from_start is None else R_now_from_start
-        shift = np.zeros(3) if t_now_from_start is None else t_now_from_start
-        self.plane, self.stamp_ns = self._start.moved(rotation, shift), stamp_ns
-        self._motion = None
-
     def _carried(self, stamp_ns: int, angular_velocity: Float64, linear_velocity: Float64) -> Plane:
-        duration_s = (stamp_ns - self.stamp_ns) * 1e-9
+        duration_ns = stamp_ns - self.stamp_ns
+        duration_s = max(-self._carry_ns, min(duration_ns, self._carry_ns)) * 1e-9
         return self.plane.moved(*rigid_step(angular_velocity, linear_velocity, duration_s))
 
 
@@ -268,10 +258,6 @@ class DepthImages:
             return None
         return DepthImage(self.images.values[best], stamps[best])
 
-    def clear(self) -> None:
-        """Forgets the images, as after a discontinuity of the clock."""
-        self.images.clear()
-
 
 class RangeTrack:
     """The latest readings of a range sensor that looks along the optical axis.
@@ -310,7 +296,3 @@ class RangeTrack:
             return values[first]
         share = (stamp_ns - stamps[first]) / (stamps[last] - stamps[first])
         return values[first] + share * (values[last] - values[first])
-
-    def clear(self) -> None:
-        """Forgets the readings, as after a discontinuity of the clock."""
-        self.readings.clear()
