@@ -44,6 +44,7 @@ setup(
     ],
     extras_require={
         "cameras": ["dv-processing"],
+        "datasets": ["h5py", "hdf5plugin"],
         "plot": ["matplotlib"],
         "dev": ["evt3", "hypothesis", "pyright[nodejs]", "pytest", "ruff", "triton"],
     },

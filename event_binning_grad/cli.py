@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from event_binning_grad.errors import ConfigError, EventBinningError
+from event_binning_grad.fetch_dataset import add_fetch_dataset
 from event_binning_grad.numba_threads import let_threads_sleep
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from event_binning_grad.config import PipelineConfig
     from event_binning_grad.evaluation.evaluate import Evaluation
+    from event_binning_grad.evaluation.evaluate_flow import FlowEvaluation
     from event_binning_grad.geometry import Camera
 
 EXIT_FAILED = 1  # the command ran, and its result is not what it must be
@@ -53,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_bench(commands)
     _add_bias(commands)
+    add_fetch_dataset(commands)
     return parser
 
 
@@ -127,6 +132,28 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     command.add_argument("--csv", type=Path, metavar="FILE", help="write a row a window")
     command.add_argument("--plot", type=Path, metavar="DIR", help="write pictures")
+    flow = command.add_argument_group(
+        "dense flow instead of the camera's motion",
+        "Without a calibration the flow is on raw pixels. Windows are the node's flow windows; "
+        "--window-ms, --window-px, --output-rate, --gradient, --device, --json and --csv hold for "
+        "them too.",
+    )
+    flow.add_argument("--flow", action="store_true", help="estimate dense flow and score it")
+    flow.add_argument(
+        "--flow-truth", choices=("recorded", "depth", "rotation", "none"),
+        help="what the flow is compared with: the true flow that a bag or data set holds, if any "
+        "(recorded, the default); what a bag's depth images and true velocities imply; or what the "
+        "true rotation implies, wrong where the camera translates near the scene",
+    )  # fmt: skip
+    flow.add_argument(
+        "--flow-raw", action="store_true",
+        help="estimate on raw pixels though there is a calibration, which then gives the truth",
+    )  # fmt: skip
+    flow.add_argument(
+        "--flow-out", type=Path, metavar="FILE.npz",
+        help="keep every field: stamp_s [T], flow [T, H, W, 2] in px/s (8 bytes a pixel and field)",
+    )  # fmt: skip
+    flow.add_argument("--flow-plot", type=Path, metavar="DIR", help="write pictures of the flow")
     command.set_defaults(run=_evaluate)
 
 
@@ -196,8 +223,9 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
         "simulate",
         help="make a recording with known motion, and depth",
         description="Simulates a hand-held event camera and writes a rosbag2 recording with exact "
-        "ground truth. The scenes texture and shapes are infinitely far away; plane and layers "
-        "(planes, the front ones with gaps) have depth.",
+        "ground truth. The scenes texture and shapes are infinitely far away; plane, layers "
+        "(planes, the front ones with gaps) and objects (a plane, and blobs before it that move by "
+        "themselves) have depth.",
     )
     command.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="rosbag2 directory"
@@ -205,7 +233,7 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--duration", type=float, default=10.0, metavar="S")
     command.add_argument("--size", default="346x260", metavar="WxH", help="default: %(default)s")
     command.add_argument(
-        "--scene", choices=("texture", "shapes", "plane", "layers"), default="texture"
+        "--scene", choices=("texture", "shapes", "plane", "layers", "objects"), default="texture"
     )
     three = ("X", "Y", "Z")
     command.add_argument(
@@ -216,7 +244,7 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
         "--frequency", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="of the motion's swings, Hz (default: 0.3 1.5; with depth 0.5 1.5)",
     )  # fmt: skip
-    depth = command.add_argument_group("of the scenes plane and layers")
+    depth = command.add_argument_group("of the scenes plane, layers and objects")
     depth.add_argument(
         "--speed", type=float, nargs=3, metavar=three,
         help="largest linear velocity along each axis, m/s (default: 0.5 0.5 0.5)",
@@ -231,22 +259,29 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     depth.add_argument(
         "--front", type=float, nargs="+", metavar="SHARE",
-        help="distances of the front layers over the plane's (default: 0.5)",
+        help="distances of the front layers, or of groups of objects, over the plane's (default: "
+        "0.5; of objects 0.7 0.5)",
     )  # fmt: skip
     depth.add_argument(
         "--coverage", type=float, metavar="SHARE",
-        help="of the view, by each front layer (default: 0.3)",
+        help="of the view, by each front layer (default: 0.3) or group of objects (0.1)",
+    )  # fmt: skip
+    depth.add_argument(
+        "--object-speed", type=float, metavar="M_S",
+        help="of the objects by themselves, m/s (default: 0.5)",
     )  # fmt: skip
     depth.add_argument("--paint", choices=("texture", "shapes"), help="(default: texture)")
     sensors = command.add_argument_group("other sensors, with their rates in Hz")
     for name, rate_hz, what in (
         ("depth", 30.0, "exact depth images, 32FC1"),
+        ("flow", 50.0, "exact flow, 32FC2 on undistorted pixels (346x260: 0.7 MB each)"),
         ("range", 50.0, "the exact distance along the optical axis"),
         ("imu", 1000.0, "a gyroscope in the camera's axes"),
     ):
+        place = "ground_truth/flow" if name == "flow" else name
         sensors.add_argument(
             f"--{name}-topic", type=float, nargs="?", const=rate_hz, default=0.0, metavar="HZ",
-            help=f"{what}, to /event_camera/{name} (HZ: {rate_hz:g})",
+            help=f"{what}, to /event_camera/{place} (HZ: {rate_hz:g})",
         )  # fmt: skip
     sensors.add_argument(
         "--imu-noise", type=float, default=0.0, metavar="RAD_S",
@@ -269,16 +304,23 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("bench", help="measure throughput and window times here")
     command.add_argument(
-        "sections", nargs="*", metavar="SECTION", help="operator, egomotion, cuda (default: all)"
-    )
+        "sections", nargs="*", metavar="SECTION",
+        help="operator, egomotion, cuda, flow (default: all)",
+    )  # fmt: skip
     command.add_argument(
         "--part", action="append", default=[], metavar="NAME",
         help="of the egomotion section: throughput, overload, packets, changing, hand_held, "
-        "cold_start, slow, consistency, depth; may come again (default: all)",
+        "cold_start, slow, consistency, depth; of the flow section: throughput, scenes, real, "
+        "boxes, determinism; may come again (default: all)",
     )  # fmt: skip
     command.add_argument(
         "--poses", type=Path, metavar="FILE",
         help="groundtruth.txt of a hand-held recording, whose rotation the part hand_held takes",
+    )  # fmt: skip
+    command.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="a folder of recordings for the flow's parts real and boxes (default: "
+        "../shared/data, where it is)",
     )  # fmt: skip
     command.add_argument("--quick", action="store_true", help="measure less, in seconds")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
@@ -343,21 +385,20 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from event_binning_grad.evaluation.evaluate import evaluate
 
-    if options.plot:
+    if options.plot or options.flow_plot:
         from event_binning_grad.evaluation.plots import require_matplotlib
 
         require_matplotlib()  # before the work, not after it
+    if options.flow:
+        return _evaluate_flow(options)
+    for name in ("flow_truth", "flow_raw", "flow_out", "flow_plot"):
+        if getattr(options, name):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} without --flow; expected --flow with it")
     camera = load_camera(options.calib, options.recording) if options.calib else None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,} events"),
-    )
-    with Progress(*columns, TimeElapsedColumn(), **_on_a_terminal()) as bar:
+    with _event_bar() as bar:
         task = bar.add_task("evaluating", total=None)
         result = evaluate(
             options.recording,
@@ -377,6 +418,59 @@ def _evaluate(options: argparse.Namespace) -> int:
 
         plot_evaluation(result, options.plot)
     return 0
+
+
+def _evaluate_flow(options: argparse.Namespace) -> int:
+    from event_binning_grad.config import PipelineConfig
+    from event_binning_grad.evaluation.evaluate_flow import evaluate_flow
+
+    if options.window_events is not None:
+        raise ConfigError("--window-events with --flow; expected --window-ms or --window-px")
+    if options.plot:
+        raise ConfigError("--plot with --flow; expected --flow-plot DIR for pictures of the flow")
+    asked = {
+        "flow_window_ms": options.window_ms,
+        "flow_window_px": options.window_px,
+        "flow_rate_hz": options.output_rate,
+        "gradient": options.gradient,
+        "device": options.device,
+    }
+    settings = {name: value for name, value in asked.items() if value is not None}
+    camera = load_camera(options.calib, options.recording) if options.calib else None
+    with _event_bar() as bar:
+        task = bar.add_task("evaluating", total=None)
+        result = evaluate_flow(
+            options.recording,
+            PipelineConfig(estimate="flow", **settings),
+            camera,
+            truth=options.flow_truth or "recorded",
+            raw_pixels=options.flow_raw,
+            flow_out=options.flow_out,
+            pictures=options.flow_plot is not None,
+            progress=lambda events: bar.advance(task, events),
+        )
+    _print_flow(result)
+    if options.json:
+        result.write_json(options.json)
+    if options.csv:
+        result.write_csv(options.csv)
+    if options.flow_plot:
+        from event_binning_grad.evaluation.plots_flow import plot_flow
+
+        for picture in plot_flow(result, options.flow_plot):
+            print(picture)
+    return 0
+
+
+def _event_bar() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,} events"),
+    )
+    return Progress(*columns, TimeElapsedColumn(), **_on_a_terminal())
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -420,18 +514,22 @@ def _simulate(options: argparse.Namespace) -> int:
     for name, field in (
         ("peak", "peak_rad_s"), ("frequency", "frequency_hz"), ("speed", "peak_m_s"),
         ("distance", "distance_m"), ("normal", "normal"), ("front", "front_shares"),
-        ("coverage", "front_coverage"), ("paint", "paint"), ("noise", "noise_hz"),
+        ("coverage", "front_coverage"), ("object_speed", "object_m_s"), ("paint", "paint"),
+        ("noise", "noise_hz"),
     ):  # fmt: skip
         value = getattr(options, name)
         if value is None:
             continue
-        if not deep and name in ("distance", "normal", "front", "coverage", "paint"):
+        if not deep and name not in ("peak", "frequency", "speed", "noise"):
+            option = name.replace("_", "-")
             raise ConfigError(
-                f"--{name} is of scenes with depth, but the scene is {options.scene!r}; expected "
+                f"--{option} is of scenes with depth, but the scene is {options.scene!r}; expected "
                 f"--scene {' or '.join(DEPTH_SCENES)}"
             )
         if options.scene == "plane" and name in ("front", "coverage"):
             raise ConfigError(f"--{name} is of front layers; expected --scene layers with it")
+        if options.scene != "objects" and name == "object_speed":
+            raise ConfigError("--object-speed is of objects; expected --scene objects with it")
         changes[field] = tuple(value) if isinstance(value, list) else value
     config = SimulationConfig(
         duration_s=options.duration,
@@ -439,6 +537,7 @@ def _simulate(options: argparse.Namespace) -> int:
         height=height,
         scene=options.scene,
         depth_hz=options.depth_topic,
+        flow_hz=options.flow_topic,
         range_hz=options.range_topic,
         imu_hz=options.imu_topic,
         imu_noise_rad_s=options.imu_noise,
@@ -460,7 +559,9 @@ def _simulate(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from event_binning_grad.evaluation.bench import run_bench
 
-    run_bench(options.json, options.sections, options.quick, options.part, options.poses)
+    run_bench(
+        options.json, options.sections, options.quick, options.part, options.poses, options.data
+    )
     return 0
 
 
@@ -642,6 +743,65 @@ def _print_evaluation(result: Evaluation) -> None:
             row(f"  along {axis}", value, "m/s", ",.3f")
         row("  normalised squared error", figures["linear_nees_mean"], "")
     Console().print(table)
+
+
+def _print_flow(result: FlowEvaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    figures = result.summary()
+    table = Table(title=figures["recording"], show_header=False)
+
+    def row(name: str, value: float | None, unit: str, digits: str = ",.2f") -> None:
+        table.add_row(name, "-" if value is None else f"{value:{digits}} {unit}".rstrip())
+
+    def errors(prefix: str) -> None:
+        row("  end-point error", figures[f"{prefix}epe_px"], "px over the window", ",.3f")
+        row("  of a true displacement of", figures[f"{prefix}true_displacement_px"], "px")
+        row("  end-point error", figures[f"{prefix}epe_px_s"], "px/s", ",.1f")
+        row("  angular error", figures[f"{prefix}angular_error_deg"], "deg")
+        row("  off by more than 1 px", figures[f"{prefix}outliers_1px_percent"], "%")
+        row("  off by more than 3 px", figures[f"{prefix}outliers_3px_percent"], "%")
+
+    row("events", figures["events"], "", ",d")
+    row("duration", figures["duration_s"], "s")
+    row("flow fields", figures["fields"], "", ",d")
+    for status, count in figures["windows_by_status"].items():
+        if status != "ok":
+            row(f"  not trusted: {status}", count, "", ",d")
+    table.add_row("on", "undistorted pixels" if result.undistorted else "raw pixels")
+    row("window, p50", figures["window_ms_p50"], "ms", ",.1f")
+    row("fields a second of computing", figures["fields_per_second"], "", ",.1f")
+    row("time a field, p50", figures["field_ms_p50"], "ms")
+    row("time a field, p99", figures["field_ms_p99"], "ms")
+    row("events used", 100 * figures["used_events_share"], "%", ",.1f")
+    for reason, count in figures["rejected_packets"].items():
+        row(f"  packets dropped: {reason}", count, "", ",d")
+    row("density", _percent(figures["density"]), "% of the pixels with events", ",.1f")
+    row("  only across the edges", _percent(figures["normal_flow_share"]), "% of these", ",.1f")
+    row("flow warp loss, mean", figures["flow_warp_loss_mean"], "", ",.3f")
+    row("  least", figures["flow_warp_loss_min"], "", ",.3f")
+    table.add_row("compared with", figures["flow_truth"] or "nothing")
+    if result.error is not None:
+        if figures["true_displacements_compared"]:
+            row("true displacements", figures["true_displacements_compared"], "", ",d")
+        row("pixels with events", figures["pixels_compared"], "", ",d")
+        errors("")
+        if figures["true_flow_warp_loss_mean"] is not None:
+            row("  flow warp loss of the truth", figures["true_flow_warp_loss_mean"], "", ",.3f")
+        if figures["moving_pixels_compared"]:
+            row("of what moves by itself", figures["moving_pixels_compared"], "pixels", ",d")
+            errors("moving_")
+        if figures["normal_flow_share"] and figures["full_pixels_compared"]:
+            row("where the whole flow is known", figures["full_pixels_compared"], "pixels", ",d")
+            errors("full_")
+    Console().print(table)
+    if not result.undistorted:
+        print("raw pixels: no calibration is used, so the lens' distortion is in the flow")
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 if __name__ == "__main__":

@@ -20,9 +20,12 @@ from event_binning_grad.events.companions import (
     SensorError,
     to_angular_velocity,
     to_depth,
+    to_flow,
+    to_mask,
     to_range,
 )
 from event_binning_grad.events.decoder import PacketDecoder, payload_bytes
+from event_binning_grad.events.flow_truth import FlowTruths
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.types import (
     NS_PER_MS,
@@ -44,7 +47,8 @@ EVENT_ARRAY_TYPE = "event_array_msgs/msg/EventArray"
 EVENT_TYPES = (EVENT_PACKET_TYPE, EVENT_ARRAY_TYPE)
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 TWIST_TYPE = "geometry_msgs/msg/TwistStamped"
-DEPTH_TYPE = "sensor_msgs/msg/Image"
+IMAGE_TYPE = "sensor_msgs/msg/Image"
+DEPTH_TYPE = IMAGE_TYPE
 RANGE_TYPE = "sensor_msgs/msg/Range"
 IMU_TYPE = "sensor_msgs/msg/Imu"
 EVENT_PACKET_DEFINITION = """\
@@ -61,6 +65,8 @@ uint8[] events
 EVENTS_TOPIC = "/event_camera/events"
 CAMERA_INFO_TOPIC = "/event_camera/camera_info"
 GROUND_TRUTH_TOPIC = "/event_camera/ground_truth/twist"
+TRUE_FLOW_TOPIC = "/event_camera/ground_truth/flow"
+MOVING_TOPIC = "/event_camera/ground_truth/moving"
 DEPTH_TOPIC = "/event_camera/depth"
 RANGE_TOPIC = "/event_camera/range"
 IMU_TOPIC = "/event_camera/imu"
@@ -163,7 +169,7 @@ class BagRecording:
     def depth_images(self, topic: str = "depth") -> Iterator[tuple[int, NDArray[np.float32]]]:
         """stamp_ns and float32 [H, W] in m (NaN unknown) of an Image topic with this in its name;
         nothing if there is none."""
-        return self._readings(DEPTH_TYPE, topic, to_depth)
+        return self._readings(IMAGE_TYPE, topic, to_depth)
 
     def ranges(self) -> Iterator[tuple[int, float]]:
         """stamp_ns and metres of a Range topic; nothing if there is none."""
@@ -173,6 +179,16 @@ class BagRecording:
         """stamp_ns and angular velocity [3] in rad/s, in the IMU's own frame, of an Imu topic;
         nothing if there is none."""
         return self._readings(IMU_TYPE, "", to_angular_velocity)
+
+    def true_flow(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """stamp_ns and float32 [H, W, 2] in px/s (NaN unknown) of an Image topic (32FC2) with
+        "ground_truth" and "flow" in its name; nothing if there is none."""
+        return self._readings(IMAGE_TYPE, ("ground_truth", "flow"), to_flow)
+
+    def moving_masks(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """stamp_ns and bool [H, W], the pixels of what moves by itself, of an Image topic (8UC1,
+        not 0) with "ground_truth" and "moving" in its name; nothing if there is none."""
+        return self._readings(IMAGE_TYPE, ("ground_truth", "moving"), to_mask)
 
     def calibration(self) -> dict[str, Any] | None:
         """The first camera_info as fields of sensor_msgs/CameraInfo; None if there is none."""
@@ -191,6 +207,11 @@ class BagRecording:
                     "binning_y": int(info.binning_y),
                     "roi": info.roi,
                 }
+        return None
+
+    def flow_truth(self) -> FlowTruths | None:
+        """Displacements over windows, as data sets give them, have no message: None; the flow at
+        single times is `true_flow`."""
         return None
 
     def ground_truth(self) -> GroundTruth | None:
@@ -228,23 +249,26 @@ class BagRecording:
         holds = ", ".join(sorted(set(self._types.values()))) or "no messages at all"
         raise RecordingError(f"{self.path} holds {holds}, expected {EVENT_PACKET_TYPE}")
 
-    def companion(self, type_name: str, part: str = "") -> str | None:
-        """The topic of this type and part of a name that is nearest to the events' topic, or None.
-
-        Nearest is the one that shares most of its path.
+    def companion(self, type_name: str, *parts: str) -> str | None:
+        """The topic of this type, with these parts in its name, that is nearest to the events'
+        topic, or None. Nearest is the one that shares most of its path.
         """
 
         def shared(topic: str) -> int:
             pairs = zip(topic.split("/"), self.topic.split("/"), strict=False)
             return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-        found = [name for name, kind in self._types.items() if kind == type_name and part in name]
+        found = [
+            name
+            for name, kind in self._types.items()
+            if kind == type_name and all(part in name for part in parts)
+        ]
         return max(found, key=shared, default=None)
 
     def _readings(
-        self, type_name: str, part: str, convert: Callable[[Any], Any]
+        self, type_name: str, parts: str | tuple[str, ...], convert: Callable[[Any], Any]
     ) -> Iterator[tuple[int, Any]]:
-        topic = self.companion(type_name, part)
+        topic = self.companion(type_name, *((parts,) if isinstance(parts, str) else parts))
         for message in self._messages([topic] if topic else []):
             content = self._content(message)
             if content is None:
@@ -296,6 +320,8 @@ def write_bag(
     *,
     frame_id: str | None = None,
     depth_images: Iterable[tuple[int, NDArray[np.float32]]] | None = None,
+    flow: Iterable[tuple[int, NDArray[np.float32]]] | None = None,
+    moving: Iterable[tuple[int, NDArray[np.bool_]]] | None = None,
     ranges: Iterable[tuple[int, float]] | None = None,
     imu: Iterable[tuple[int, NDArray[np.float64]]] | None = None,
 ) -> int:
@@ -310,6 +336,9 @@ def write_bag(
     depth_images, ranges, imu: what other sensors say, in the order of stamp_ns: (stamp_ns, float32
         [H, W] m, NaN unknown) as 32FC1, (stamp_ns, m, NaN nothing met) and (stamp_ns, [3] rad/s);
         to /event_camera/depth, range and imu, up to 0.1 s after the events. Streamed like packets.
+    flow, moving: the true flow (stamp_ns, float32 [H, W, 2] px/s, NaN unknown) as 32FC2 and the
+        pixels of what moves by itself (stamp_ns, bool [H, W]) as 8UC1, 255 where so, in the same
+        way; to /event_camera/ground_truth/flow and moving.
     The directory `path` appears only when it is complete. Raises RecordingError if it exists.
     """
     path = Path(path)
@@ -319,7 +348,13 @@ def write_bag(
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workplace:
             unfinished = Path(workplace) / path.name
-            sensors = {DEPTH_TYPE: depth_images, RANGE_TYPE: ranges, IMU_TYPE: imu}
+            sensors = {
+                DEPTH_TOPIC: depth_images,
+                RANGE_TOPIC: ranges,
+                IMU_TOPIC: imu,
+                TRUE_FLOW_TOPIC: flow,
+                MOVING_TOPIC: moving,
+            }
             written = _write_bag(unfinished, packets, camera_info, ground_truth, sensors, frame_id)
             unfinished.rename(path)
     except OSError as error:
@@ -383,9 +418,9 @@ class _Companions:
                 GROUND_TRUTH_TOPIC, TWIST_TYPE, typestore=typestore()
             )
             streams.append(_twists(connection, ground_truth, frame_id, start_ns - MARGIN_NS))
-        for type_name, readings in sensors.items():
+        for topic, readings in sensors.items():
             if readings is not None:
-                topic, to_message = _SENSORS[type_name]
+                type_name, to_message = _SENSORS[topic]
                 connection = writer.add_connection(topic, type_name, typestore=typestore())
                 streams.append(_sensor_messages(connection, readings, to_message, frame_id))
         self._messages = heapq.merge(*streams, key=lambda message: message[0])
@@ -459,10 +494,23 @@ def _sensor_messages(
         yield time_ns, connection, to_message(header, value)
 
 
+def _image_message(header: Any, encoding: str, pixels: NDArray[Any]) -> Any:
+    height, width = pixels.shape[:2]
+    data = np.ascontiguousarray(pixels).reshape(-1).view(np.uint8)
+    step = data.size // height
+    return typestore().types[IMAGE_TYPE](header, height, width, encoding, 0, step, data)
+
+
 def _depth_message(header: Any, depth_m: NDArray[np.float32]) -> Any:
-    height, width = depth_m.shape
-    data = np.ascontiguousarray(depth_m, "<f4").reshape(-1).view(np.uint8)
-    return typestore().types[DEPTH_TYPE](header, height, width, "32FC1", 0, 4 * width, data)
+    return _image_message(header, "32FC1", depth_m.astype("<f4", copy=False))
+
+
+def _flow_message(header: Any, flow_px_s: NDArray[np.float32]) -> Any:
+    return _image_message(header, "32FC2", flow_px_s.astype("<f4", copy=False))
+
+
+def _mask_message(header: Any, mask: NDArray[np.bool_]) -> Any:
+    return _image_message(header, "8UC1", np.where(mask, np.uint8(255), np.uint8(0)))
 
 
 def _range_message(header: Any, range_m: float) -> Any:
@@ -489,11 +537,13 @@ def _imu_message(header: Any, angular_velocity: NDArray[np.float64]) -> Any:
     )
 
 
-# The topic and the message of each other sensor, by the message's type.
-_SENSORS = {
-    DEPTH_TYPE: (DEPTH_TOPIC, _depth_message),
-    RANGE_TYPE: (RANGE_TOPIC, _range_message),
-    IMU_TYPE: (IMU_TOPIC, _imu_message),
+# The message's type, and how it is made, by the topic.
+_SENSORS: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    DEPTH_TOPIC: (IMAGE_TYPE, _depth_message),
+    RANGE_TOPIC: (RANGE_TYPE, _range_message),
+    IMU_TOPIC: (IMU_TYPE, _imu_message),
+    TRUE_FLOW_TOPIC: (IMAGE_TYPE, _flow_message),
+    MOVING_TOPIC: (IMAGE_TYPE, _mask_message),
 }
 
 

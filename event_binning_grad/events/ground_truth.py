@@ -156,31 +156,35 @@ def read_gyro(path: Path) -> GroundTruth:
 
 
 def read_poses(path: Path) -> GroundTruth:
-    """Velocities of a groundtruth.txt: t px py pz qx qy qz qw, the camera's pose in the world.
+    """Velocities of a groundtruth.txt: t px py pz qx qy qz qw, the camera's pose in the world."""
+    return velocities(read_pose_track(path), str(path))
+
+
+def velocities(poses: PoseTrack, name: str) -> GroundTruth:
+    """Velocities of measured poses; name: where they are from.
 
     Central differences over 40 ms, in the camera's frame: between neighbouring samples (5 ms), a
     motion-capture system's jitter of a tenth of a degree would make an error of 20 deg/s.
     """
     from scipy.spatial.transform import Rotation, Slerp
 
-    rows = _load_rows(path, _POSE_COLUMNS)
-    seconds = rows[:, 0]
+    seconds = (poses.t_ns - poses.t_ns[0]) / NS_PER_S
     half = POSE_DIFFERENCE_S / 2
     middle = (seconds - half >= seconds[0]) & (seconds + half <= seconds[-1])
     before, after = seconds[middle] - half, seconds[middle] + half
     try:
-        world_from_camera = Slerp(seconds, Rotation.from_quat(rows[:, 4:8]))
+        world_from_camera = Slerp(seconds, Rotation.from_matrix(poses.R_world_from_camera))
     except ValueError as error:
-        raise RecordingError(f"{path} holds no valid orientation track: {error}") from None
+        raise RecordingError(f"{name} holds no valid orientation track: {error}") from None
     start, now, end = (world_from_camera(t) for t in (before, seconds[middle], after))
     angular = (start.inv() * end).as_rotvec() / POSE_DIFFERENCE_S
     positions = [
-        np.stack([np.interp(t, seconds, rows[:, axis]) for axis in (1, 2, 3)], axis=1)
+        np.stack([np.interp(t, seconds, poses.position[:, axis]) for axis in range(3)], axis=1)
         for t in (before, after)
     ]
     linear = now.inv().apply((positions[1] - positions[0]) / POSE_DIFFERENCE_S)
-    source = f"{path} (poses, differentiated over {1e3 * POSE_DIFFERENCE_S:.0f} ms)"
-    return GroundTruth(_to_ns(seconds[middle]), angular, linear, source)
+    source = f"{name} (poses, differentiated over {1e3 * POSE_DIFFERENCE_S:.0f} ms)"
+    return GroundTruth(poses.t_ns[middle], angular, linear, source)
 
 
 def read_gyro_and_poses(gyro: Path, poses: Path) -> GroundTruth:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from event_binning_grad.errors import RecordingError
+from event_binning_grad.events.flow_truth import FlowTruths
 from event_binning_grad.events.ground_truth import (
     GroundTruth,
     PoseTrack,
@@ -21,8 +23,8 @@ from event_binning_grad.events.ground_truth import (
     read_pose_track,
     read_poses,
 )
-from event_binning_grad.events.time_rules import UNKNOWN_TIME, settle_times
-from event_binning_grad.events.types import NS_PER_S, Events
+from event_binning_grad.events.in_order import Unusable, events_in_order
+from event_binning_grad.events.types import Events
 from event_binning_grad.geometry.camera import read_calib_txt
 
 KNOWN_SENSORS = ((240, 180), (346, 260), (640, 480), (1280, 720))
@@ -53,7 +55,7 @@ class TextRecording:
 
     path: the directory, or the events file itself; other files are looked for beside it.
     Counted while packets() runs: out_of_bounds_events (outside the size that calib.txt gives),
-    time_steps_back (within 10 ms, those events get the last time before).
+    time_steps_back.
     """
 
     topic: str | None = None
@@ -65,8 +67,17 @@ class TextRecording:
         if not self._events_file.is_file():
             raise RecordingError(f"{self._events_file} does not exist: expected lines of t x y p")
         next(self._blocks(), None)  # whatever is no such text says so now, not later
-        self.out_of_bounds_events = 0
-        self.time_steps_back = 0
+        self._unusable = Unusable()
+
+    @property
+    def out_of_bounds_events(self) -> int:
+        """Events outside the sensor, after packets() ran."""
+        return self._unusable.out_of_bounds_events
+
+    @property
+    def time_steps_back(self) -> int:
+        """Times that ran back by at most 10 ms, after packets() ran."""
+        return self._unusable.time_steps_back
 
     @property
     def width(self) -> int:
@@ -84,25 +95,9 @@ class TextRecording:
         Raises RecordingError for a line that is not `t x y p`, or a time that runs back by more
         than 10 ms.
         """
-        width, height = self._sensor_size
-        last = raw = UNKNOWN_TIME
-        self.out_of_bounds_events = self.time_steps_back = 0
-        for t, x, y, p in self._blocks():
-            _, back, resets, last, raw = settle_times(t, last, raw)
-            if resets:
-                raise RecordingError(
-                    f"{self._events_file}: time runs back by more than 10 ms before "
-                    f"{raw / NS_PER_S:.6f} s, expected events in the order of time"
-                )
-            self.time_steps_back += int(back)
-            inside = (x < width) & (y < height)
-            outside = len(t) - int(np.count_nonzero(inside))
-            self.out_of_bounds_events += outside
-            chunk = Events(t, x, y, p, width, height)
-            if outside:
-                chunk = Events(t[inside], x[inside], y[inside], p[inside], width, height)
-            if len(chunk):
-                yield chunk
+        return events_in_order(
+            self._blocks(), *self._sensor_size, self._events_file, self._unusable
+        )
 
     def raw_messages(self) -> Iterator[tuple[str, str, int, bytes]]:
         """A text recording holds no ROS messages: always raises RecordingError."""
@@ -110,10 +105,7 @@ class TextRecording:
 
     def unusable(self) -> dict[str, int]:
         """What packets() could not use as it was, by reason, after it ran."""
-        return {
-            "out_of_bounds_events": self.out_of_bounds_events,
-            "time_steps_back": self.time_steps_back,
-        }
+        return asdict(self._unusable)
 
     def calibration(self) -> dict[str, Any] | None:
         """calib.txt as fields of sensor_msgs/CameraInfo; None if there is no such file.
@@ -145,6 +137,10 @@ class TextRecording:
             return read_poses(poses)
         if (path := self._directory / "motion.txt").is_file():
             return read_constant(path, self._survey.first_ns, self._survey.last_ns)
+        return None
+
+    def flow_truth(self) -> FlowTruths | None:
+        """This layout holds no optical flow: None."""
         return None
 
     def poses(self) -> PoseTrack | None:

@@ -19,12 +19,17 @@ from event_binning_grad.errors import CalibrationError
 # Name of the model -> the numbers of coefficients that it may have. ROS calls the same fisheye
 # model "equidistant" (ROS 1, kalibr) and "fisheye" (Humble's image_geometry).
 DISTORTION_MODELS = {"plumb_bob": (0, 4, 5), "equidistant": (0, 4)}
+# The "model" of a camera whose undistortion is a table, one entry a pixel.
+RECTIFY_MAP = "rectify_map"
 _MODEL_ALIASES = {"": "plumb_bob", "none": "plumb_bob", "radtan": "plumb_bob"}
 _MODEL_ALIASES |= {"fisheye": "equidistant"}
 
 # A pixel whose bearing, projected again, misses the pixel by more than this has no bearing: the
 # distortion polynomial folds over there.
 _ROUND_TRIP_TOLERANCE_PX = 0.1
+# A rectification map is inverted by so many steps at most, until they are this small.
+_MAP_STEPS = 30
+_MAP_STEP_PX = 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,12 @@ class Camera:
     Attributes:
         width, height: sensor size in pixels.
         K: [3, 3] intrinsic matrix in pixels, float64.
-        distortion_model: "plumb_bob" (d = k1 k2 p1 p2 k3) or "equidistant" (d = k1 k2 k3 k4).
+        distortion_model: "plumb_bob" (d = k1 k2 p1 p2 k3) or "equidistant" (d = k1 k2 k3 k4); with
+            a rectify_map "rectify_map".
         d: distortion coefficients, float64; empty or zeros for an ideal pinhole.
+        rectify_map: [height, width, 2] where every pixel lies (x, y) in an undistorted, perhaps
+            turned image with the matrix K, float64; NaN: nowhere. It stands for model and d, and
+            the camera frame is the one of that image. None: there is no such table.
 
     Raises:
         CalibrationError: sizes, coefficients or numbers that make no camera.
@@ -46,6 +55,7 @@ class Camera:
     K: npt.NDArray[np.float64]
     distortion_model: str = "plumb_bob"
     d: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    rectify_map: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         model = _MODEL_ALIASES.get(self.distortion_model, self.distortion_model)
@@ -59,6 +69,9 @@ class Camera:
             ) from None
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "d", d)
+        if self.rectify_map is not None:
+            object.__setattr__(self, "distortion_model", RECTIFY_MAP)
+            object.__setattr__(self, "rectify_map", np.asarray(self.rectify_map, np.float64))
         _check_camera(self)
 
     @staticmethod
@@ -67,6 +80,8 @@ class Camera:
 
         Takes ROS 2's lower-case `k`, `d` and ROS 1's `K`, `D`; binning and regions of interest
         other than the whole sensor are refused, since events carry full-sensor coordinates.
+        A mapping may hold a `rectify_map`; then K is the left part of its `p` [3, 4], the camera
+        matrix of the rectified image.
         """
 
         def get(*names: str) -> Any:
@@ -86,6 +101,9 @@ class Camera:
         except (TypeError, ValueError, OverflowError) as error:
             raise CalibrationError(f"calibration: width and height: {error}") from None
         _check_whole_sensor(info, width, height)
+        if isinstance(info, Mapping) and (table := info.get("rectify_map")) is not None:
+            K = np.asarray(get("p", "P"), np.float64).reshape(3, 4)[:, :3]
+            return Camera(width, height, K, rectify_map=table)
         return Camera(width, height, get("k", "K"), str(get("distortion_model")), get("d", "D"))
 
     @staticmethod
@@ -95,15 +113,7 @@ class Camera:
         Raises:
             CalibrationError: the file cannot be read or lacks a field.
         """
-        import yaml
-
-        try:
-            data = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise CalibrationError(f"{path}: cannot be read as YAML: {reason}") from None
+        data = load_yaml(path)
         names = ("image_width", "image_height", "camera_matrix", "distortion_coefficients")
         missing = [n for n in names if not isinstance(data, Mapping) or n not in data]
         if missing:
@@ -154,9 +164,18 @@ class Camera:
         return Camera(*size, K, "plumb_bob", np.array(d))
 
     def to_yaml(self, path: str | Path) -> None:
-        """Writes a camera_info YAML that `from_yaml` and ROS's camera_info_manager read."""
+        """Writes a camera_info YAML that `from_yaml` and ROS's camera_info_manager read.
+
+        Raises:
+            CalibrationError: the camera is a table, which such a file cannot hold.
+        """
         import yaml
 
+        if self.rectify_map is not None:
+            raise CalibrationError(
+                f"{path}: a rectification map cannot be written as camera_info; expected a camera "
+                f"with one of {', '.join(DISTORTION_MODELS)}"
+            )
         k, d = self.K.ravel().tolist(), self.d.tolist()
         content = {
             "image_width": self.width,
@@ -175,6 +194,11 @@ class Camera:
 
         NaN where the distortion model cannot be inverted.
         """
+        if self.rectify_map is not None:
+            table = self._straight(self.rectify_map)
+            table = (table / np.linalg.norm(table, axis=-1, keepdims=True)).astype(np.float32)
+            table.setflags(write=False)
+            return table
         import cv2
 
         cols, rows = np.meshgrid(np.arange(self.width), np.arange(self.height))
@@ -195,8 +219,14 @@ class Camera:
         return table
 
     def project(self, bearings: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-        """[..., 3] bearings in front of the camera -> [..., 2] pixels (x, y), with distortion."""
+        """[..., 3] bearings in front of the camera -> [..., 2] pixels (x, y), with distortion.
+
+        With a rectify_map NaN outside the sensor, since nothing is known there.
+        """
         b = np.asarray(bearings, dtype=np.float64)
+        if self.rectify_map is not None:
+            undistorted = b[..., :2] / b[..., 2:] @ self.K[:2, :2].T + self.K[:2, 2]
+            return _inverse(self.rectify_map, undistorted)
         if self.distortion_model == "equidistant":
             radius = np.linalg.norm(b[..., :2], axis=-1)
             angle = np.arctan2(radius, b[..., 2])
@@ -217,6 +247,92 @@ class Camera:
                 axis=-1,
             )
         return xy @ self.K[:2, :2].T + self.K[:2, 2]
+
+    @cached_property
+    def undistorted_pixels(self) -> npt.NDArray[np.float64]:
+        """[height, width, 2] where every pixel lies (x, y) in the undistorted image, the one that a
+        camera with the same K and no lens would see; NaN where it sees no such direction."""
+        if self.rectify_map is not None:
+            return self.rectify_map
+        b = self.bearings.astype(np.float64)
+        ahead = np.where(b[..., 2:] > 0, b[..., 2:], np.nan)
+        return b[..., :2] / ahead @ self.K[:2, :2].T + self.K[:2, 2]
+
+    def undistort(self, pixels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """[..., 2] pixels (x, y), also between the sensor's, to those of the undistorted image.
+
+        Between four pixels it is interpolated; NaN outside the sensor.
+        """
+        return interpolate(self.undistorted_pixels, pixels)
+
+    def distort(self, pixels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """[..., 2] pixels (x, y) of the undistorted image to the sensor's own, see `project`."""
+        return self.project(self._straight(pixels))
+
+    def _straight(self, pixels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """[..., 2] undistorted pixels -> [..., 3] K^-1 (x, y, 1)."""
+        ones = np.ones((*pixels.shape[:-1], 1))
+        return np.concatenate([pixels, ones], axis=-1) @ np.linalg.inv(self.K).T
+
+
+def interpolate(
+    table: npt.NDArray[np.floating], pixels: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """A table [H, W, C] bilinearly between its pixels: [..., 2] (x, y) -> [..., C].
+
+    NaN outside the table, and where any of the four entries is.
+    """
+    height, width = table.shape[:2]
+    last = np.array([width - 1, height - 1], np.float64)
+    inside = np.all((pixels >= 0) & (pixels <= last), axis=-1)
+    p = np.where(inside[..., None], pixels, 0.0)
+    corner = np.minimum(p.astype(np.int64), np.maximum(last.astype(np.int64) - 1, 0))
+    fx, fy = np.moveaxis(p - corner, -1, 0)[..., None]
+    x, y = np.moveaxis(corner, -1, 0)
+    right, below = np.minimum(x + 1, width - 1), np.minimum(y + 1, height - 1)
+    above_row = table[y, x] * (1 - fx) + table[y, right] * fx
+    below_row = table[below, x] * (1 - fx) + table[below, right] * fx
+    values = above_row * (1 - fy) + below_row * fy
+    values[~inside] = np.nan
+    return values
+
+
+def _inverse(
+    table: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Where an interpolated map [H, W, 2] takes these values [..., 2]; NaN where nowhere.
+
+    By p <- p + J^-1 (target - map(p)) with the map's mean slope J: lenses bend it only a little.
+    """
+    height, width = table.shape[:2]
+    last = np.array([width - 1, height - 1], np.float64)
+    slopes = [np.nanmean(np.diff(table, axis=axis), axis=(0, 1)) for axis in (1, 0)]
+    inverse = np.linalg.inv(np.stack(slopes))  # of the transpose of J, for rows of pixels
+    p = np.clip(targets, 0, last)
+    for _ in range(_MAP_STEPS):
+        step = (targets - interpolate(table, p)) @ inverse
+        p = np.clip(p + step, 0, last)
+        if not np.any(np.abs(step) > _MAP_STEP_PX):
+            break
+    miss = np.linalg.norm(targets - interpolate(table, p), axis=-1)
+    return np.where((miss < _ROUND_TRIP_TOLERANCE_PX)[..., None], p, np.nan)
+
+
+def load_yaml(path: str | Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        CalibrationError: it cannot be read.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise CalibrationError(f"{path}: cannot be read as YAML: {reason}") from None
 
 
 def _check_principal_point(
@@ -280,6 +396,9 @@ def _check_camera(camera: Camera) -> None:
             f"calibration: sensor size {camera.width}x{camera.height}; expected positive pixels"
         )
     allowed = DISTORTION_MODELS.get(camera.distortion_model)
+    if camera.rectify_map is not None:
+        _check_map(camera.rectify_map, camera.width, camera.height)
+        allowed = (0,)
     if allowed is None:
         raise CalibrationError(
             f"calibration: distortion model {camera.distortion_model!r}; expected one of "
@@ -301,6 +420,16 @@ def _check_camera(camera: Camera) -> None:
         raise CalibrationError(
             "calibration: K is no intrinsic matrix; expected rows fx s cx / 0 fy cy / 0 0 1"
         )
+
+
+def _check_map(table: npt.NDArray[np.float64], width: int, height: int) -> None:
+    if table.shape != (height, width, 2):
+        raise CalibrationError(
+            f"calibration: the rectification map is {list(table.shape)}; expected "
+            f"[{height}, {width}, 2], one pixel (x, y) for each of the sensor's"
+        )
+    if not np.isfinite(table).any():
+        raise CalibrationError("calibration: the rectification map holds no finite number")
 
 
 def _equidistant_radius(

@@ -248,13 +248,14 @@ def _sample_painting(texels, first, side, u, v):
 
 
 @numba.njit(parallel=True, **_FLAGS)
-def depth_rows(texels, first, sides, bearings, maps, out):
-    """z-depth [H, W] along float64 bearings [H, W, 3]: of the first layer that covers half."""
+def depth_rows(texels, first, sides, bearings, maps, out, layer):
+    """z-depth [H, W] along float64 bearings [H, W, 3], and whose: the first layer that covers half;
+    NaN and -1 where there is none."""
     for y in numba.prange(out.shape[0]):
         for x in range(out.shape[1]):
             bx, by, bz = bearings[y, x, 0], bearings[y, x, 1], bearings[y, x, 2]
             largest = FAINTEST
-            out[y, x] = np.nan
+            out[y, x], layer[y, x] = np.nan, -1
             for n in range(len(maps)):
                 inverse = maps[n, 2, 0] * bx + maps[n, 2, 1] * by + maps[n, 2, 2] * bz
                 if not inverse > largest:
@@ -263,4 +264,4 @@ def depth_rows(texels, first, sides, bearings, maps, out):
                 v = (maps[n, 1, 0] * bx + maps[n, 1, 1] * by + maps[n, 1, 2] * bz) / inverse
                 if _sample_painting(texels, first[n, 0], sides[n, 0], u, v)[1] >= 0.5:
                     largest = inverse
-                    out[y, x] = bz / inverse
+                    out[y, x], layer[y, x] = bz / inverse, n

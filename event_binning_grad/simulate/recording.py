@@ -17,6 +17,7 @@ from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.recordings import GroundTruth, write_bag
 from event_binning_grad.events.types import NS_PER_S, Events
 from event_binning_grad.geometry.camera import Camera
+from event_binning_grad.geometry.motion_field import motion_field, undistorted_bearings
 from event_binning_grad.simulate.layers import DEPTH_SCENES, LayeredScene, check_layers
 from event_binning_grad.simulate.motion import Motion, Trajectory, hand_motion
 from event_binning_grad.simulate.scene import SCENES, Scene
@@ -43,16 +44,18 @@ class SimulationConfig:
     height: int = 260  # px
     focal_ratio: float = 0.7  # focal length over width
     distortion: tuple[float, ...] = (-0.2, 0.06, 5e-4, -3e-4, 0.0)  # plumb_bob k1 k2 p1 p2 k3
-    scene: str = "texture"  # or "shapes", both infinitely far away; "plane" or "layers"
+    scene: str = "texture"  # or "shapes", both infinitely far away; "plane", "layers" or "objects"
     peak_rad_s: tuple[float, float, float] = (5.0, 5.0, 5.0)  # largest |ω| about x, y, z
     peak_m_s: tuple[float, float, float] = (0.0, 0.0, 0.0)  # largest |v| along x, y, z
     frequency_hz: tuple[float, float] = (0.3, 1.5)  # of the motion's swings, lowest and highest
     # Of the scenes with depth (see make_layers): the plane's distance along the optical axis and
-    # its normal in the camera's frame, both at the start; and the layers in front of it.
+    # its normal in the camera's frame, both at the start; and the layers in front of it, which in
+    # the scene "objects" move by themselves. None: what make_layers takes for the scene.
     distance_m: float = 1.0
     normal: tuple[float, float, float] = (0.0, 0.0, 1.0)
-    front_shares: tuple[float, ...] = (0.5,)  # their distances over distance_m
-    front_coverage: float = 0.3  # share of the view that each of them covers
+    front_shares: tuple[float, ...] | None = None  # their distances over distance_m
+    front_coverage: float | None = None  # share of the view that each of them covers
+    object_m_s: float = 0.5  # the objects' speed of their own
     paint: str = "texture"  # of the planes, or "shapes"
     contrast_threshold: float = 0.3  # log intensity
     threshold_mismatch: float = 0.03  # standard deviation between pixels, relative
@@ -67,6 +70,7 @@ class SimulationConfig:
     # Other sensors beside the events in a written recording; 0: none.
     depth_hz: float = 0.0  # exact depth images, of scenes with depth
     range_hz: float = 0.0  # exact distances along the optical axis, of scenes with depth
+    flow_hz: float = 0.0  # exact flow on undistorted pixels; 8 bytes a pixel
     imu_hz: float = 0.0  # a gyroscope whose axes are the camera's
     imu_noise_rad_s: float = 0.0  # its white noise, standard deviation of a sample and axis
     imu_bias_rad_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -101,7 +105,8 @@ class SimulationConfig:
             )
         if self.scene in DEPTH_SCENES:
             check_layers(self.scene, **self.depth())
-        for name, most in (("depth_hz", 1e3), ("range_hz", 1e4), ("imu_hz", 1e4)):
+        limits = {"depth_hz": 1e3, "flow_hz": 1e3, "range_hz": 1e4, "imu_hz": 1e4}
+        for name, most in limits.items():
             if not 0.0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 to {most:g}")
         if (self.depth_hz or self.range_hz) and self.scene not in DEPTH_SCENES:
@@ -128,7 +133,7 @@ class SimulationConfig:
         """The keyword arguments of make_layers that describe a scene with depth; else none."""
         if self.scene not in DEPTH_SCENES:
             return {}
-        names = ("distance_m", "normal", "front_shares", "paint")
+        names = ("distance_m", "normal", "front_shares", "paint", "object_m_s")
         return {name: getattr(self, name) for name in names} | {"coverage": self.front_coverage}
 
     def camera(self) -> Camera:
@@ -220,12 +225,36 @@ class Simulation:
 
         The lens' distortion is in the image as it is in the events. NaN: nothing there.
         """
-        return self._layers().depth(self.camera.bearings, *self._pose(t_s))
+        return self._layers().depth(self.camera.bearings, *self._pose(t_s), t_s)
 
     def range_m(self, t_s: float) -> float:
         """Distance in m along the optical axis to the nearest layer at t_s; NaN: nothing there."""
         axis = np.array([[[0.0, 0.0, 1.0]]])
-        return float(self._layers().depth(axis, *self._pose(t_s))[0, 0])
+        return float(self._layers().depth(axis, *self._pose(t_s), t_s)[0, 0])
+
+    def flow_image(self, t_s: float, *, raw_pixels: bool = False) -> NDArray[np.float32]:
+        """Flow [H, W, 2] in px/s (x, y) at t_s of what each pixel's centre sees, exact.
+
+        On the pixels of the same camera without distortion (same size, same K), as flow is
+        estimated with a calibration; raw_pixels: on the sensor's own, with the lens' distortion.
+        NaN: nothing there.
+        """
+        omega = self.motion.angular_velocity(np.array([t_s]))[0]
+        if not isinstance(self.scene, LayeredScene):
+            return motion_field(self.camera, omega, raw_pixels=raw_pixels)
+        depth, which = self._seen(t_s, raw_pixels)
+        # Against the camera an object moves by the camera's velocity less its own.
+        own = [layer.velocity(np.array([t_s]))[0] for layer in self.scene.layers]
+        orientation = self._pose(t_s)[0]
+        velocity = self.motion.linear_velocity(np.array([t_s])) - np.array(own) @ orientation
+        return motion_field(self.camera, omega, velocity[which], depth, raw_pixels=raw_pixels)
+
+    def moving_mask(self, t_s: float, *, raw_pixels: bool = False) -> NDArray[np.bool_]:
+        """[H, W]: the pixels that see something that moves by itself at t_s, pixels as above."""
+        if not isinstance(self.scene, LayeredScene):
+            return np.zeros((self.camera.height, self.camera.width), bool)
+        moves = np.array([layer.motion is not None for layer in self.scene.layers] + [False])
+        return moves[self._seen(t_s, raw_pixels)[1]]
 
     def plane(self, t_s: float, layer: int = 0) -> tuple[NDArray[np.float64], float]:
         """normal [3] and distance d in m at t_s: normal . P = d in the camera's frame.
@@ -233,6 +262,11 @@ class Simulation:
         layer: 0 is the plane itself, or the hindmost of the layers; the ones in front follow.
         """
         return self._layers().plane(*self._pose(t_s), layer)
+
+    def _seen(self, t_s: float, raw_pixels: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Depth [H, W] in m and layer [H, W] of what pixels see, as LayeredScene.seen."""
+        bearings = self.camera.bearings if raw_pixels else undistorted_bearings(self.camera)
+        return self._layers().seen(bearings, *self._pose(t_s), t_s)
 
     def _pose(self, t_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         orientations, positions = self.trajectory.poses(np.array([t_s]))
@@ -284,9 +318,9 @@ def write_simulation(
     """Simulate config (or the defaults) and write it as the rosbag2 mcap recording `path`.
 
     motion replaces config.motion(). The recording holds the events as EventPacket messages in EVT
-    3.0 encoding, the camera's calibration, the true twist and the other sensors that config asks
-    for, all on the robot's clock. It appears only when it is complete. Raises RecordingError where
-    path exists already.
+    3.0 encoding, the camera's calibration, the true twist and the other sensors and true flow that
+    config asks for (with the flow of objects, which pixels see one), all on the robot's clock. It
+    appears only when it is complete. Raises RecordingError where path exists already.
     """
     simulation = Simulation(config, motion)
     config, start_ns = simulation.config, simulation.config.start_s * NS_PER_S
@@ -304,12 +338,15 @@ def write_simulation(
         t_s = np.arange(math.floor(config.duration_s * rate_hz) + 1) / rate_hz
         return ((start_ns + round(t * 1e9), value(t)) for t in t_s.tolist())
 
+    objects = config.scene == "objects"
     written = write_bag(
         path,
         packetize(on_robots_clock(), config.packet_ms),
         _camera_info(simulation.camera),
         simulation.ground_truth(start_ns),
         depth_images=sampled(config.depth_hz, simulation.depth_image),
+        flow=sampled(config.flow_hz, simulation.flow_image),
+        moving=sampled(config.flow_hz if objects else 0.0, simulation.moving_mask),
         ranges=sampled(config.range_hz, simulation.range_m),
         imu=sampled(config.imu_hz, _gyroscope(simulation)),
     )

@@ -67,8 +67,8 @@ def simulate_camera(
 ) -> Iterator[Events]:
     """Yield the events of duration_s seconds in blocks of 50 ms, sorted by time.
 
-    scene: "texture" or "shapes" are infinitely far away, where only the rotation shows; "plane" and
-    "layers" are 1 m away, facing the camera, and make_layers makes others.
+    scene: "texture" or "shapes" are infinitely far away, where only the rotation shows; "plane",
+    "layers" and "objects" are 1 m away, facing the camera, and make_layers makes others.
 
     contrast_threshold is a step of log intensity; each pixel's ON and OFF thresholds differ from it
     by threshold_mismatch (standard deviation, relative). For refractory_s after an event a pixel is
@@ -188,13 +188,14 @@ class _Pixels:
         speed = np.linalg.norm(motion.angular_velocity(t_s), axis=1)
         if isinstance(self.scene, LayeredScene) and path is not None:
             nearest_m = self.scene.nearest_m(path.poses(t_s)[1])
-            speed += np.linalg.norm(motion.linear_velocity(t_s), axis=1) / nearest_m
+            fastest = np.linalg.norm(motion.linear_velocity(t_s), axis=1) + self.scene.fastest_m_s
+            speed += fastest / nearest_m
         return speed
 
     def advance(self, t_s: Float64, orientations: Float64, positions: Float64) -> Columns:
         """Follow the log intensity through the step times t_s [S+1]; the events on the way."""
         if isinstance(self.scene, LayeredScene):
-            maps = self.scene.maps(orientations[1:], positions[1:])
+            maps = self.scene.maps(orientations[1:], positions[1:], t_s[1:])
             follow = partial(advance_rows_of_layers, *self.scene.tables, self.bearings, *maps)
         else:
             turns = orientations[1:].astype(np.float32)
