@@ -9,10 +9,13 @@ from event_binning_grad.errors import ConfigError
 from event_binning_grad.estimation import EgomotionConfig, MotionModel
 from event_binning_grad.estimation.aids import AidsConfig
 from event_binning_grad.estimation.contrast import ContrastConfig
+from event_binning_grad.estimation.flow_estimate import FlowConfig
 from event_binning_grad.estimation.objectives import OBJECTIVES
 from event_binning_grad.geometry.depth import Plane
 
 MAX_WINDOW_EVENTS = 10_000_000  # four windows are held at most: 520 MB
+MAX_FLOW_STRIDE = 64
+ESTIMATES = ("egomotion", "flow", "both")
 GRADIENTS = ("unbiased", "raw")
 DEPTHS = ("none", "constant", "plane", "image", "range")
 IMU_USES = ("off", "start", "prior", "fixed")
@@ -23,8 +26,10 @@ class PipelineConfig:
     """What the pipeline does; config/default.yaml says the same of the node's parameters.
 
     Attributes:
-        motion_model: what is estimated: "rotation", "full" (rotation and translation, the depth
-            known), "planar" (the same and a plane, depth not known) or "translation" (depth
+        estimate: what is estimated: "egomotion" (the camera's motion), "flow" (dense optical flow),
+            or "both".
+        motion_model: which motion is estimated: "rotation", "full" (rotation and translation, the
+            depth known), "planar" (the same and a plane, depth not known) or "translation" (depth
             known, rotation known from the IMU, or none).
         angular_acceleration: estimate it too; else the angular velocity is constant in a window.
         window_events: events a window at most; 0 for no limit.
@@ -53,12 +58,24 @@ class PipelineConfig:
         depth_plane: nx, ny, nz, d of the plane n.P = d (m), camera frame at the start.
         imu: what the IMU's angular velocity is for: "off", "start" (where the solver starts),
             "prior", or "fixed" (the motion model "translation").
+        flow_rate_hz: flow fields a second, from windows that overlap, Hz; 0 for windows one after
+            the other.
+        flow_window_ms: time that a window of the flow spans at most, ms.
+        flow_window_px: how far the flow moves the events over its window at most, px, but for the
+            fastest 5 % of them; 0 for no limit.
+        flow_min_events: windows of fewer events give no flow, and flow_window_px does not make
+            them smaller than twice this.
+        flow_max_events: of windows with more events so many are used, evenly spread.
+        flow_stride: the field has the flow of each so manieth pixel, across and down; 0 for the
+            smallest with which a field is below 500 kB.
+        flow_deadline_ms: a field that takes longer is cut off, ms; 0 for no limit.
         device: "cpu", or a torch device such as "cuda".
 
     Raises:
         ConfigError: a value that is not allowed.
     """
 
+    estimate: str = "egomotion"
     motion_model: str = "rotation"
     angular_acceleration: bool = True
     window_events: int = 0
@@ -79,12 +96,20 @@ class PipelineConfig:
     depth_m: float = 0.0
     depth_plane: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     imu: str = "off"
+    flow_rate_hz: float = 30.0
+    flow_window_ms: float = 60.0
+    flow_window_px: float = 15.0
+    flow_min_events: int = 2000
+    flow_max_events: int = 30_000
+    flow_stride: int = 0
+    flow_deadline_ms: float = 0.0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         self._check_windows()
         self._check_estimation()
         self._check_depth()
+        self._check_flow()
 
     def _check_windows(self) -> None:
         timed = 1e-3 <= self.window_ms < 1e6  # no event camera's clock is finer
@@ -127,6 +152,7 @@ class PipelineConfig:
         if not 0 <= self.deadline_ms < 1e6:
             raise ConfigError(f"deadline_ms {self.deadline_ms}: expected 0 (none) to 1e6")
         for name, allowed in (
+            ("estimate", ESTIMATES),
             ("motion_model", [model.value for model in MotionModel]),
             ("objective", OBJECTIVES),
             ("gradient", GRADIENTS),
@@ -169,6 +195,41 @@ class PipelineConfig:
                 "a camera that does not turn"
             )
 
+    def _check_flow(self) -> None:
+        if not (self.flow_rate_hz == 0 or 0.1 <= self.flow_rate_hz <= 1e4):
+            raise ConfigError(
+                f"flow_rate_hz {self.flow_rate_hz}: expected 0.1 to 10000, or 0 for windows one "
+                "after the other"
+            )
+        if not 1e-3 <= self.flow_window_ms < 1e6:
+            raise ConfigError(f"flow_window_ms {self.flow_window_ms}: expected 0.001 to 1e6")
+        if not (self.flow_window_px == 0 or 1 <= self.flow_window_px <= 1e4):
+            raise ConfigError(
+                f"flow_window_px {self.flow_window_px}: expected 1 to 10000, or 0 for no limit"
+            )
+        if self.flow_min_events < 10:
+            raise ConfigError(f"flow_min_events {self.flow_min_events}: expected at least 10")
+        if self.flow_max_events < self.flow_min_events:
+            raise ConfigError(
+                f"flow_max_events {self.flow_max_events}: expected at least flow_min_events "
+                f"{self.flow_min_events}"
+            )
+        if not 0 <= self.flow_stride <= MAX_FLOW_STRIDE:
+            raise ConfigError(
+                f"flow_stride {self.flow_stride}: expected 1 to {MAX_FLOW_STRIDE}, or 0 for a "
+                "field below 500 kB"
+            )
+        if not 0 <= self.flow_deadline_ms < 1e6:
+            raise ConfigError(f"flow_deadline_ms {self.flow_deadline_ms}: expected 0 (none) to 1e6")
+
+    @property
+    def estimates_egomotion(self) -> bool:
+        return self.estimate != "flow"
+
+    @property
+    def estimates_flow(self) -> bool:
+        return self.estimate != "egomotion"
+
     @property
     def wanted_events(self) -> int:
         """What window_px does not make windows smaller than, and sparse streams wait for."""
@@ -195,6 +256,20 @@ class PipelineConfig:
             gyro_needed=self.imu == "fixed",
         )
 
+    def flow(self) -> FlowConfig:
+        """The part of the flow's estimator."""
+        return FlowConfig(
+            device=self.device,
+            gradient=self.gradient,
+            min_events=self.flow_min_events,
+            max_events=self.flow_max_events,
+            deadline_s=self.flow_deadline_ms / 1e3,
+        )
+
     def aids(self) -> AidsConfig:
         """What the other sensors are for."""
-        return AidsConfig(self.depth, self.depth_m, self.depth_plane, self.imu != "off")
+        # Between estimates the camera goes on; after a longer silence it is taken to stand still.
+        carry_s = max(0.1, 2 / self.output_rate_hz if self.output_rate_hz else 0.0)
+        return AidsConfig(
+            self.depth, self.depth_m, self.depth_plane, self.imu != "off", round(carry_s * 1e9)
+        )

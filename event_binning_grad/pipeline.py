@@ -1,6 +1,7 @@
 """The one path from packets to estimates, used by the node, by replay and by evaluation.
 
     packet -> decode -> clock -> window -> warp, bin, solve -> estimate
+                              -> pipeline_flow, where dense flow is asked for
 
 Nothing flows back but the previous estimate, the warm start.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +35,16 @@ from event_binning_grad.events.windows import Window, WindowBuffer
 from event_binning_grad.geometry import Camera
 from event_binning_grad.geometry.depth import DepthImage
 
+if TYPE_CHECKING:  # who asks for no flow does not load it
+    from event_binning_grad.estimation.flow_estimate import FlowEstimate
+    from event_binning_grad.pipeline_flow import FlowStage, FlowTaker
+
 
 @dataclass
 class PipelineCounters:
     """What became of the stream: every event is in exactly one of window_events, skipped_events,
-    discarded_events, uncalibrated_events, or still in the buffer."""
+    discarded_events, uncalibrated_events, or still in the buffer; where no egomotion is estimated,
+    in uncalibrated_events or with the flow, whose counters are FlowStage's."""
 
     decoder: DecoderCounters = field(default_factory=DecoderCounters)
     events: int = 0
@@ -49,6 +56,12 @@ class PipelineCounters:
     """What the events span; where the clock was set back, the sum of the spans."""
     hot_pixel_events: int = 0
     """Events of window_events that were left out, because their pixels fire all the time."""
+    depthless_events: int = 0
+    """Events of window_events that were left out, because the motion model needs their depth, and
+    it is not known."""
+    unaided_windows: int = 0
+    """Windows for which the IMU was to be used, and had no samples up to their ends: it is silent,
+    or later than the events."""
     windows: int = 0
     window_events: int = 0
     skipped_events: int = 0
@@ -63,7 +76,7 @@ class PipelineCounters:
     """Events of windows left incomplete by a discontinuity of the stream, or by a calibration for
     another sensor size."""
     uncalibrated_events: int = 0
-    """Events that came before a calibration, or did not fit it."""
+    """Events that came before a calibration that the egomotion needs, or did not fit it."""
     discontinuities: int = 0
     estimates: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
 
@@ -73,10 +86,18 @@ class Pipeline:
 
     Args:
         config: what to do.
-        camera: the calibration; without it events are decoded and counted, not estimated.
+        camera: the calibration; without it events are decoded and counted, and no egomotion is
+            estimated; flow is, on raw pixels.
+        flow: where the configuration asks for flow, who takes the events for it; None: the
+            pipeline itself, and take_flow() gives the fields.
     """
 
-    def __init__(self, config: PipelineConfig | None = None, camera: Camera | None = None) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig | None = None,
+        camera: Camera | None = None,
+        flow: FlowTaker | None = None,
+    ) -> None:
         self.config = config or PipelineConfig()
         self.counters = PipelineCounters()
         self.last_discontinuity: str | None = None
@@ -94,6 +115,14 @@ class Pipeline:
         self._aids = Aids(self.config.aids())
         self._camera: Camera | None = None
         self._estimator: EgomotionEstimator | None = None
+        self.flow_stage: FlowStage | None = None
+        """What estimates the flow, if the pipeline does so itself."""
+        self._flow = flow if self.config.estimates_flow else None
+        self._fields: list[FlowEstimate] = []
+        if self.config.estimates_flow and flow is None:
+            from event_binning_grad.pipeline_flow import FlowStage
+
+            self._flow = self.flow_stage = FlowStage(self.config)
         if camera is not None:
             self.set_camera(camera)
 
@@ -107,7 +136,10 @@ class Pipeline:
         Raises:
             CalibrationError: the camera does not look along its z axis.
         """
-        self._estimator = EgomotionEstimator(camera, self.config.egomotion())
+        if self.config.estimates_egomotion:
+            self._estimator = EgomotionEstimator(camera, self.config.egomotion())
+        if self._flow is not None:
+            self._flow.set_camera(camera)
         size = (camera.width, camera.height)
         if self._camera is not None and size != (self._camera.width, self._camera.height):
             # What is held came from the other sensor.
@@ -149,7 +181,18 @@ class Pipeline:
     def flush(self) -> list[EgomotionEstimate]:
         """Estimates the last, incomplete window, at the end of a stream."""
         window = self._buffer.flush()
-        return [] if window is None else [self._estimate(window)]
+        estimates = [] if window is None else [self._estimate(window)]
+        if self._flow is not None:
+            self._fields += self._flow.flush()
+        return estimates
+
+    def take_flow(self) -> list[FlowEstimate]:
+        """The flow fields since the last call, where the pipeline estimates the flow itself.
+
+        They are kept until then, so whoever asks for flow calls this after each push.
+        """
+        fields, self._fields = self._fields, []
+        return fields
 
     def break_stream(self, reason: str) -> None:
         """Says that what comes next does not follow what came: the incomplete window is dropped."""
@@ -160,6 +203,8 @@ class Pipeline:
         self._span.reset()
         if self._estimator is not None:
             self._estimator.reset()
+        if self._flow is not None:
+            self._flow.break_stream()
 
     def push_depth(self, stamp_ns: int, depth: npt.NDArray[np.generic]) -> None:
         """Takes a depth image [height, width] of the event camera's pixels.
@@ -196,15 +241,25 @@ class Pipeline:
     def _push_events(self, events: Events, estimate: bool) -> list[EgomotionEstimate]:
         self._count(events)
         camera = self._camera
-        if camera is None:
-            self.counters.uncalibrated_events += len(events)
-            return []
-        if (events.width, events.height) != (camera.width, camera.height):
+        size = (events.width, events.height)
+        if camera is not None and size != (camera.width, camera.height):
             self.counters.uncalibrated_events += len(events)
             raise PacketError(
                 f"events of a {events.width}x{events.height} sensor, but the calibration is for "
                 f"{camera.width}x{camera.height}: use this camera's calibration"
             )
+        estimates = self._push_to_egomotion(events, estimate)
+        if self._flow is not None:  # last, so that nothing waits for it
+            offset_ns = 0 if self._clock is None else self._clock.offset_ns
+            self._fields += self._flow.push(events, offset_ns, estimate)
+        return estimates
+
+    def _push_to_egomotion(self, events: Events, estimate: bool) -> list[EgomotionEstimate]:
+        if not self.config.estimates_egomotion:
+            return []
+        if self._estimator is None:
+            self.counters.uncalibrated_events += len(events)
+            return []
         windows = self._buffer.push(events)
         if estimate:
             return [self._estimate(window) for window in windows]
@@ -238,17 +293,22 @@ class Pipeline:
         start_ns, end_ns = self._to_robot(int(t[0])), self._to_robot(int(t[-1]))
         # Where the estimator will set its stamp: the mean, as events are not spread evenly.
         stamp_ns = start_ns + window.events.mean_time_ns - int(t[0])
+        depth = self._depth_at(stamp_ns, int(t[0]) - start_ns)
+        gyro = self._aids.rotation_over(stamp_ns, start_ns, end_ns)
         estimate = self._estimator.estimate(
             window.events,
-            self._depth_at(stamp_ns, int(t[0]) - start_ns),
-            self._aids.rotation_over(stamp_ns, start_ns, end_ns),
+            depth,
+            gyro,
         )
         self._buffer.span_limit_ns = self._span.next_ns(estimate)
         self.counters.windows += 1
         self.counters.window_events += window.fresh
         self.counters.skipped_events += window.skipped
         self.counters.used_events += round(window.fresh * estimate.used_share)
-        self.counters.hot_pixel_events += estimate.hot_pixel_events
+        fresh_share = window.fresh / max(1, len(window.events))
+        self.counters.hot_pixel_events += round(fresh_share * estimate.hot_pixel_events)
+        self.counters.depthless_events += round(fresh_share * estimate.depthless_events)
+        self.counters.unaided_windows += self.config.imu != "off" and gyro is None
         self.counters.searches += estimate.searched
         self.counters.estimates[estimate.status] += 1
         estimate = dataclasses.replace(
@@ -258,6 +318,8 @@ class Pipeline:
             window_end_ns=end_ns,
         )
         self._aids.follow(estimate, estimate.stamp_ns)
+        if self._flow is not None:
+            self._flow.imply(estimate, depth)
         return estimate
 
     def _depth_at(self, robot_ns: int, stream_from_robot_ns: int) -> Depth | None:
@@ -278,6 +340,12 @@ def warm_up(config: PipelineConfig, camera: Camera) -> None:
     A live stream must not wait for the compiler, and a measurement must not count it.
     """
     decoder.warm_up()
+    if config.estimates_flow:
+        from event_binning_grad import pipeline_flow
+
+        pipeline_flow.warm_up(config)
+    if not config.estimates_egomotion:
+        return
     if config.depth != "none":
         depths.warm_up()
     sizes = [1000]
@@ -294,7 +362,7 @@ def warm_up(config: PipelineConfig, camera: Camera) -> None:
             camera.height,
         )
         one_window = dataclasses.replace(
-            config, motion_model="rotation", depth="none", imu="off", window_events=size,
-            window_ms=0.0, min_events=10, output_rate_hz=0.0, max_events=size,
+            config, estimate="egomotion", motion_model="rotation", depth="none", imu="off",
+            window_events=size, window_ms=0.0, min_events=10, output_rate_hz=0.0, max_events=size,
         )  # fmt: skip
         Pipeline(one_window, camera).push(events)

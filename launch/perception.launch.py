@@ -4,12 +4,16 @@
         calibration_file:=/path/to/camera.yaml
 """
 
+import os
+
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
+
+from event_binning_grad.ros.transport import transport_environment
 
 PACKAGE = "event_binning_grad"
 DEFAULT_PARAMETERS = PathJoinSubstitution([FindPackageShare(PACKAGE), "config", "default.yaml"])
@@ -28,8 +32,15 @@ def generate_launch_description() -> LaunchDescription:
             _argument("depth", "/event_camera/depth", "topic of the depth images"),
             _argument("range", "/event_camera/range", "topic of the range finder"),
             _argument("imu", "/event_camera/imu", "topic of the IMU"),
+            _argument("estimate", "", "egomotion, flow or both, instead of what params_file says"),
             _argument("calibration_file", "", "calibration to use instead of that topic"),
             _argument("use_sim_time", "false", "take the time from /clock"),
+            _argument(
+                "transport",
+                "large_data",
+                "that of Fast DDS: large_data, which large messages need, on the other side too; "
+                "or default. FASTDDS_BUILTIN_TRANSPORTS in the environment comes first",
+            ),
             OpaqueFunction(function=_start),
         ]
     )
@@ -39,9 +50,15 @@ def _start(context: LaunchContext) -> list[Node]:
     parameters: list[object] = [LaunchConfiguration("params_file")]
     use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     parameters.append({"use_sim_time": use_sim_time})
-    if calibration_file := LaunchConfiguration("calibration_file").perform(context):
-        # An empty one would hide what the parameter file says.
-        parameters.append({"calibration_file": ParameterValue(calibration_file, value_type=str)})
+    given = {
+        name: LaunchConfiguration(name).perform(context)
+        for name in ("estimate", "calibration_file")
+    }
+    # An empty one would hide what the parameter file says.
+    parameters += [
+        {n: ParameterValue(value, value_type=str)} for n, value in given.items() if value
+    ]
+    transport = LaunchConfiguration("transport").perform(context)
     return [
         Node(
             package=PACKAGE,
@@ -49,6 +66,7 @@ def _start(context: LaunchContext) -> list[Node]:
             name=LaunchConfiguration("name"),
             namespace=LaunchConfiguration("namespace"),
             parameters=parameters,
+            additional_env=transport_environment(transport, os.environ),
             remappings=[(f"~/{topic}", LaunchConfiguration(topic)) for topic in TOPICS],
             output="screen",
         )

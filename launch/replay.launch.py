@@ -6,10 +6,13 @@ Everything ends with the recording. The recording's ground truth, if it has one,
 /event_camera/ground_truth/twist, beside the node's /perception/twist.
 """
 
-from launch import LaunchDescription
+import os
+
+from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     IncludeLaunchDescription,
+    OpaqueFunction,
     RegisterEventHandler,
     Shutdown,
 )
@@ -18,6 +21,8 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
+
+from event_binning_grad.ros.transport import transport_environment
 
 PACKAGE = "event_binning_grad"
 EVENTS = "/event_camera/events"
@@ -34,6 +39,21 @@ def generate_launch_description() -> LaunchDescription:
         ),
         launch_arguments={"events": EVENTS, "use_sim_time": "true"}.items(),
     )
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument("recording", description="bag, or directory with events.txt"),
+            DeclareLaunchArgument("rate", default_value="1.0", description="speed"),
+            DeclareLaunchArgument(
+                "transport", default_value="large_data", description="see perception.launch.py"
+            ),
+            perception,
+            OpaqueFunction(function=_replay),
+        ]
+    )
+
+
+def _replay(context: LaunchContext) -> list[Node | RegisterEventHandler]:
+    transport = LaunchConfiguration("transport").perform(context)
     replay = Node(
         package=PACKAGE,
         executable="replay",
@@ -44,18 +64,8 @@ def generate_launch_description() -> LaunchDescription:
             "--wait", WAIT_S,
             "--clock",
         ],
+        additional_env=transport_environment(transport, os.environ),
         output="screen",
     )  # fmt: skip
-    return LaunchDescription(
-        [
-            DeclareLaunchArgument("recording", description="bag, or directory with events.txt"),
-            DeclareLaunchArgument("rate", default_value="1.0", description="speed"),
-            perception,
-            replay,
-            RegisterEventHandler(
-                OnProcessExit(
-                    target_action=replay, on_exit=[Shutdown(reason="the recording ended")]
-                )
-            ),
-        ]
-    )
+    ended = OnProcessExit(target_action=replay, on_exit=[Shutdown(reason="the recording ended")])
+    return [replay, RegisterEventHandler(ended)]

@@ -93,6 +93,7 @@ class Listener:
     windows: list[Any] = field(default_factory=list)
     images: list[Any] = field(default_factory=list)
     diagnostics: list[Any] = field(default_factory=list)
+    flow_diagnostics: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         subscribe = self.node.create_subscription
@@ -109,7 +110,9 @@ class Listener:
 
     def _on_diagnostics(self, message: Any) -> None:
         for status in message.status:
-            if status.name.startswith(f"/{self.name}:"):
+            if status.name == f"/{self.name}: flow":
+                self.flow_diagnostics.append(status)
+            elif status.name.startswith(f"/{self.name}:"):
                 self.diagnostics.append(status)
 
     @property
@@ -127,6 +130,17 @@ class Listener:
 
     def text(self, name: str) -> str:
         return {item.key: item.value for item in self.diagnostics[-1].values}[name]
+
+    @property
+    def flow_summary(self) -> str:
+        return self.flow_diagnostics[-1].message if self.flow_diagnostics else ""
+
+    def flow_text(self, name: str) -> str:
+        return {item.key: item.value for item in self.flow_diagnostics[-1].values}[name]
+
+    def flow_figure(self, name: str) -> int:
+        """A count of the last diagnostics of the flow."""
+        return int(self.flow_text(name))
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         deadline_s = time.monotonic() + timeout_s

@@ -120,6 +120,17 @@ DEPTH = SensorReport(
 )
 
 
+def test_an_imu_later_than_the_events_is_mentioned() -> None:
+    imu = replace(DEPTH, name="imu", needed_by="imu prior", topic="/imu")
+    late = replace(NOW, sensors=(imu,), counters=replace(counters(ok=50), unaided_windows=50))
+    level, text = assess(BEFORE, late)
+    assert level == Level.WARN
+    assert "50 of 50 windows had no IMU samples up to their ends" in text
+    assert figures(BEFORE, late)["windows without imu"] == "50"
+    few = replace(late, counters=replace(counters(ok=50), unaided_windows=3))
+    assert assess(BEFORE, few)[0] == Level.OK
+
+
 def test_a_sensor_that_works_is_not_mentioned() -> None:
     assert assess(BEFORE, replace(NOW, sensors=(DEPTH,))) == (Level.OK, "publishing")
 

@@ -166,8 +166,11 @@ def test_large_image_is_fast() -> None:
 
 def test_diagnostics() -> None:
     stamp = messages.to_time(7)
-    message = messages.to_diagnostics("n", stamp, Level.WARN, "text", {"events": "5"})
-    (status,) = message.status
+    good = messages.to_status("other", Level.OK, "", {})
+    bad = messages.to_status("n", Level.WARN, "text", {"events": "5"})
+    message = messages.to_diagnostics(stamp, bad, good)
+    status, other = message.status
+    assert other.name == "other"
     assert (status.name, status.level, status.message) == ("n", b"\x01", "text")
     assert [(item.key, item.value) for item in status.values] == [("events", "5")]
     assert message.header.stamp.nanosec == 7
@@ -218,6 +221,7 @@ def test_every_parameter_is_described(kind: type) -> None:
         ("queue_ms", 0.0),
         ("queue_ms", float("nan")),
         ("iwe_rate_hz", -1.0),
+        ("flow_points", 0),
         ("imu_to_camera", (1.0, 2.0)),
         ("imu_to_camera", (1.0, 1.0, 1.0, 1.0)),
     ],

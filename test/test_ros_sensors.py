@@ -235,7 +235,7 @@ class RecordingPipeline:
 
     camera = None
 
-    def __init__(self, config: PipelineConfig) -> None:
+    def __init__(self, config: PipelineConfig, flow: None = None) -> None:
         self.config = config
         self.counters = PipelineCounters()
         self.taken: list[tuple[str, int]] = []

@@ -60,6 +60,8 @@ class Collector(Node):
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
+            if not status.name.endswith(": egomotion"):
+                continue
             _write(
                 {
                     "type": "diagnostics",

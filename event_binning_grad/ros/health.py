@@ -6,7 +6,7 @@ import enum
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ SILENCE_S = 2.0
 # Stamps of a sensor so far from those of the events are reported, s: no delay explains them.
 _MAX_STAMP_DIFFERENCE_S = 1.0
 # A greater share of windows left out is reported: less is a hiccup of the machine.
-_MAX_SKIPPED_SHARE = 0.1
+MAX_SKIPPED_SHARE = 0.1
 
 
 class Level(enum.IntEnum):
@@ -109,6 +109,7 @@ class Report:
         counters: of the pipeline.
         activity: measured since the report before.
         sensors: those that the parameters make use of, besides the event camera.
+        egomotion: it is estimated; else the report is of the events alone.
     """
 
     time_s: float
@@ -134,9 +135,18 @@ class Report:
     counters: PipelineCounters = field(default_factory=PipelineCounters)
     activity: Activity = field(default_factory=Activity)
     sensors: tuple[SensorReport, ...] = ()
+    egomotion: bool = True
 
 
 Problem = tuple[Level, str]
+
+
+class EventCounts(Protocol):
+    """Counters that say how many of the events were looked at."""
+
+    window_events: int
+    used_events: int
+    skipped_events: int
 
 
 def assess(before: Report, now: Report) -> Problem:
@@ -151,10 +161,11 @@ def assess(before: Report, now: Report) -> Problem:
     earlier = {sensor.name: sensor for sensor in before.sensors}
     for sensor in now.sensors:
         found += _sensor_problems(earlier.get(sensor.name, sensor), sensor, now.time_s)
-    if now.received_packets and silence_s <= SILENCE_S and not now.calibration_problem:
+    comes = now.received_packets and silence_s <= SILENCE_S
+    if now.egomotion and comes and not now.calibration_problem:
         found += _output_problems(before, now)
     if not found:
-        return Level.OK, "publishing"
+        return Level.OK, "publishing" if now.egomotion else "receiving"
     found.sort(key=lambda problem: -problem[0])
     return found[0][0], "; ".join(text for _, text in found)
 
@@ -226,11 +237,20 @@ def _output_problems(before: Report, now: Report) -> Iterator[Problem]:
     """Problems of a stream that comes and is calibrated."""
     windows = now.counters.windows - before.counters.windows
     skipped = now.counters.skipped_windows - before.counters.skipped_windows
-    if skipped > _MAX_SKIPPED_SHARE * (windows + skipped):
+    if skipped > MAX_SKIPPED_SHARE * (windows + skipped):
         yield (
             Level.WARN,
             f"{skipped} of {windows + skipped} windows left out to keep up: lower output_rate_hz "
             "or max_events, or free the processor",
+        )
+    unaided = now.counters.unaided_windows - before.counters.unaided_windows
+    # While it is silent altogether that is said already.
+    heard = any(s.name == "imu" and s.last_arrival_s > before.time_s for s in now.sensors)
+    if heard and unaided > MAX_SKIPPED_SHARE * windows:
+        yield (
+            Level.WARN,
+            f"{unaided} of {windows} windows had no IMU samples up to their ends and did without: "
+            "its messages come later than the events, or are stamped by another clock",
         )
     counts = {s: now.counters.estimates[s] - before.counters.estimates[s] for s in Status}
     untrusted = {status: n for status, n in counts.items() if n and not status.ok}
@@ -265,7 +285,7 @@ _ADVICE = {
 def figures(before: Report, now: Report) -> dict[str, str]:
     """What /diagnostics lists: names with units, counts as plain integers."""
     period_s = max(now.time_s - before.time_s, 1e-9)
-    counters, activity = now.counters, now.activity
+    counters = now.counters
     decoder, events_before = counters.decoder, before.counters.decoder.events
     values: dict[str, Any] = {
         "events": decoder.events,
@@ -282,35 +302,22 @@ def figures(before: Report, now: Report) -> dict[str, str]:
         "rejected packets": now.rejected_packets,
         "last rejection": now.last_rejection,
         "queued packets": now.queued_packets,
-        "windows": counters.windows,
-        **{f"estimates {status.value}": counters.estimates[status] for status in Status},
-        "published": now.published,
-        "published per s": f"{(now.published - before.published) / period_s:.1f}",
-        "used events share": _used_share(before.counters, counters),
-        "lag ms p50": _statistic(np.median, activity.lag_ms),
-        "lag ms max": _statistic(np.max, activity.lag_ms),
-        "solve ms mean": _statistic(np.mean, activity.solve_ms),
-        "solve ms max": _statistic(np.max, activity.solve_ms),
-        "iterations mean": _statistic(np.mean, activity.iterations),
-        "contrast gain mean": _statistic(np.nanmean, activity.contrast_gain),
-        "skipped windows": counters.skipped_windows,
-        "skipped events": counters.skipped_events,
-        "track losses": counters.searches,
-        "track repairs": now.track_repairs,
         "discontinuities": counters.discontinuities,
         "last discontinuity": now.last_discontinuity,
         "discarded events": counters.discarded_events + decoder.discarded_events,
         "uncalibrated events": counters.uncalibrated_events,
-        "hot pixel events": counters.hot_pixel_events,
+        "events without depth": counters.depthless_events,
+        "windows without imu": counters.unaided_windows,
         "cut packets": decoder.cut_packets,
         "out of bounds events": decoder.out_of_bounds_events,
         "unsynchronised events": decoder.unsynchronised_events,
         "clock resets": decoder.clock_resets,
         "steps back in time": decoder.time_steps_back,
-        "motion model": now.motion_model,
         "device": now.device,
         "gradient": now.gradient,
     }
+    if now.egomotion:
+        values |= _egomotion_figures(before, now, period_s)
     for sensor in now.sensors:
         values |= {
             f"{sensor.name} messages": sensor.received,
@@ -323,11 +330,34 @@ def figures(before: Report, now: Report) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
+def _egomotion_figures(before: Report, now: Report, period_s: float) -> dict[str, Any]:
+    counters, activity = now.counters, now.activity
+    return {
+        "windows": counters.windows,
+        **{f"estimates {status.value}": counters.estimates[status] for status in Status},
+        "published": now.published,
+        "published per s": f"{(now.published - before.published) / period_s:.1f}",
+        "used events share": events_share(before.counters, counters),
+        "lag ms p50": statistic(np.median, activity.lag_ms),
+        "lag ms max": statistic(np.max, activity.lag_ms),
+        "solve ms mean": statistic(np.mean, activity.solve_ms),
+        "solve ms max": statistic(np.max, activity.solve_ms),
+        "iterations mean": statistic(np.mean, activity.iterations),
+        "contrast gain mean": statistic(np.nanmean, activity.contrast_gain),
+        "skipped windows": counters.skipped_windows,
+        "skipped events": counters.skipped_events,
+        "track losses": counters.searches,
+        "track repairs": now.track_repairs,
+        "hot pixel events": counters.hot_pixel_events,
+        "motion model": now.motion_model,
+    }
+
+
 def _seconds(value: float, known: int) -> str:
     return f"{value:.3f}" if known and np.isfinite(value) else ""
 
 
-def _used_share(before: PipelineCounters, now: PipelineCounters) -> str:
+def events_share(before: EventCounts, now: EventCounts) -> str:
     """The share of events that were looked at: not those of windows left out, or between windows,
     and of large windows a part."""
     window_events = now.window_events - before.window_events
@@ -335,6 +365,7 @@ def _used_share(before: PipelineCounters, now: PipelineCounters) -> str:
     return f"{(now.used_events - before.used_events) / events:.3f}" if events else ""
 
 
-def _statistic(function: Any, values: Sequence[float]) -> str:
+def statistic(function: Any, values: Sequence[float]) -> str:
+    """What the function makes of the finite values, with two digits; "" of none."""
     finite = [value for value in values if np.isfinite(value)]
     return f"{function(finite):.2f}" if finite else ""

@@ -57,7 +57,7 @@ def to_twist(estimate: EgomotionEstimate, frame_id: str) -> TwistWithCovarianceS
     so is the variance of an angular velocity that was taken from elsewhere.
     """
     message = TwistWithCovarianceStamped()
-    message.header = _header(estimate.stamp_ns, frame_id)
+    message.header = to_header(estimate.stamp_ns, frame_id)
     angular = message.twist.twist.angular
     angular.x, angular.y, angular.z = (float(w) for w in estimate.angular_velocity)
     if np.isfinite(estimate.linear_velocity).all():
@@ -78,7 +78,7 @@ def to_twist(estimate: EgomotionEstimate, frame_id: str) -> TwistWithCovarianceS
 
 def to_vector(values: npt.NDArray[np.float64], stamp_ns: int, frame_id: str) -> Vector3Stamped:
     """A vector [3] with the time and frame at which it holds."""
-    message = Vector3Stamped(header=_header(stamp_ns, frame_id))
+    message = Vector3Stamped(header=to_header(stamp_ns, frame_id))
     message.vector.x, message.vector.y, message.vector.z = (float(value) for value in values)
     return message
 
@@ -86,7 +86,7 @@ def to_vector(values: npt.NDArray[np.float64], stamp_ns: int, frame_id: str) -> 
 def to_window_reference(estimate: EgomotionEstimate, frame_id: str) -> TimeReference:
     """Which events a twist was made of: its stamp, and the time of the window's last event."""
     message = TimeReference()
-    message.header = _header(estimate.stamp_ns, frame_id)
+    message.header = to_header(estimate.stamp_ns, frame_id)
     message.time_ref = to_time(estimate.window_end_ns)
     message.source = WINDOW_END
     return message
@@ -100,7 +100,7 @@ def write_image(
     0 is black; the 99th percentile of the pixels with events, at least 3 events, is white.
     """
     height, width = counts.shape
-    message.header = _header(stamp_ns, frame_id)
+    message.header = to_header(stamp_ns, frame_id)
     if (message.height, message.width) != (height, width):
         message.height, message.width = height, width
         message.encoding, message.step = "mono8", width
@@ -112,24 +112,26 @@ def write_image(
     pixels[:] = np.clip(counts * (255 / white), 0, 255)
 
 
-def to_diagnostics(
-    name: str, stamp: Time, level: Level, summary: str, values: Mapping[str, str]
-) -> DiagnosticArray:
-    """One status for /diagnostics."""
-    status = DiagnosticStatus(
+def to_diagnostics(stamp: Time, *statuses: DiagnosticStatus) -> DiagnosticArray:
+    """A message for /diagnostics."""
+    return DiagnosticArray(header=Header(stamp=stamp), status=list(statuses))
+
+
+def to_status(name: str, level: Level, summary: str, values: Mapping[str, str]) -> DiagnosticStatus:
+    """One status of such a message."""
+    return DiagnosticStatus(
         name=name,
         level=bytes([level]),
         message=summary,
         values=[KeyValue(key=key, value=value) for key, value in values.items()],
     )
-    return DiagnosticArray(header=Header(stamp=stamp), status=[status])
 
 
 def to_camera_info(info: Mapping[str, object], stamp_ns: int, frame_id: str) -> CameraInfo:
     """sensor_msgs/CameraInfo of a recording's calibration (width, height, model, d, k)."""
     k = np.asarray(info["k"], np.float64).ravel()
     return CameraInfo(
-        header=_header(stamp_ns, frame_id),
+        header=to_header(stamp_ns, frame_id),
         width=int(info["width"]),  # type: ignore[arg-type]
         height=int(info["height"]),  # type: ignore[arg-type]
         distortion_model=str(info["distortion_model"]),
@@ -147,7 +149,7 @@ def to_true_twist(
     frame_id: str,
 ) -> TwistStamped:
     """A ground-truth twist: angular [3] in rad/s, linear [3] in m/s or unknown (then 0)."""
-    message = TwistStamped(header=_header(stamp_ns, frame_id))
+    message = TwistStamped(header=to_header(stamp_ns, frame_id))
     twist = message.twist
     twist.angular.x, twist.angular.y, twist.angular.z = (float(w) for w in angular)
     if linear is not None:
@@ -158,7 +160,7 @@ def to_true_twist(
 def to_packet(packet: PacketLike) -> EventPacket:
     """event_camera_msgs/EventPacket of any packet with its fields."""
     return EventPacket(
-        header=_header(stamp_to_ns(packet.header.stamp), packet.header.frame_id),
+        header=to_header(stamp_to_ns(packet.header.stamp), packet.header.frame_id),
         height=packet.height,
         width=packet.width,
         seq=packet.seq,
@@ -169,5 +171,6 @@ def to_packet(packet: PacketLike) -> EventPacket:
     )
 
 
-def _header(stamp_ns: int, frame_id: str) -> Header:
+def to_header(stamp_ns: int, frame_id: str) -> Header:
+    """std_msgs/Header of a time in ns."""
     return Header(stamp=to_time(stamp_ns), frame_id=frame_id)

@@ -28,7 +28,8 @@ class NodeConfig:
             be the camera's optical frame (z forward, x right, y down).
         queue_ms: how long a packet may wait to be worked on, ms; then all that wait but the
             newest are dropped.
-        iwe_rate_hz: at most so many event images a second are made, Hz.
+        iwe_rate_hz: at most so many event images a second are made, and pictures of the flow, Hz.
+        flow_points: at most so many points are in a message on ~/flow/points.
         diagnostics_period_s: time between two messages on /diagnostics, s.
         imu_to_camera: rotation from the IMU's frame into the camera's: a unit quaternion
             (x, y, z, w), or the 9 numbers of a matrix, row by row.
@@ -41,6 +42,7 @@ class NodeConfig:
     frame_id: str = ""
     queue_ms: float = 200.0
     iwe_rate_hz: float = 30.0
+    flow_points: int = 2000
     diagnostics_period_s: float = 1.0
     imu_to_camera: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0)
 
@@ -48,6 +50,7 @@ class NodeConfig:
         for name, lowest, highest in (
             ("queue_ms", 1.0, 60_000.0),
             ("iwe_rate_hz", 0.1, 1000.0),
+            ("flow_points", 1, 1_000_000),
             ("diagnostics_period_s", 0.1, 3600.0),
         ):
             value = getattr(self, name)

@@ -1,4 +1,4 @@
-"""The perception node: event packets in, the camera's velocity out."""
+"""The perception node: event packets in, the camera's velocity and dense flow out."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ from sensor_msgs.msg import CameraInfo, Image, TimeReference
 from event_binning_grad.cli import load_camera
 from event_binning_grad.errors import EventBinningError
 from event_binning_grad.estimation import EgomotionEstimate
+from event_binning_grad.estimation.flow_estimate import FlowEstimate
 from event_binning_grad.events.types import NS_PER_S, PacketLike
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import PipelineConfig
+from event_binning_grad.pipeline_flow import FlowStage
 from event_binning_grad.ros import health
+from event_binning_grad.ros.flow_health import FlowReport, assess_flow, flow_figures
+from event_binning_grad.ros.flow_output import FlowOutput
+from event_binning_grad.ros.flow_worker import FlowWorker
 from event_binning_grad.ros.health import Report
 from event_binning_grad.ros.messages import (
     to_diagnostics,
+    to_status,
     to_twist,
     to_vector,
     to_window_reference,
@@ -60,17 +66,18 @@ _MATCH_PERIOD_S = 0.2
 
 
 class PerceptionNode(Node):
-    """Estimates the velocity of one event camera.
+    """Estimates the velocity of one event camera, and the flow of what it sees.
 
     Subscribes ~/events (event_camera_msgs/EventPacket); without a calibration_file ~/camera_info;
     and of ~/depth, ~/range and ~/imu what the parameters make use of. Publishes ~/twist
     (TwistWithCovarianceStamped, rad/s and m/s, camera frame, trusted estimates only), ~/window
     (TimeReference: a twist's stamp and the end of its window), ~/iwe (mono8, the motion-compensated
     events), with motion_model planar ~/velocity_over_distance (1/s) and ~/plane (the plane's unit
-    normal), and /diagnostics; all but ~/twist and /diagnostics only while somebody listens.
+    normal), and /diagnostics; all but ~/twist and /diagnostics only while somebody listens. With
+    estimate flow or both also what FlowOutput says.
 
-    The executor's thread receives, a worker thread decodes and estimates. start() begins, stop()
-    must be called at the end.
+    The executor's thread receives, a worker thread decodes and estimates, and another one estimates
+    the flow. start() begins, stop() must be called at the end.
 
     Raises:
         EventBinningError: a parameter or the calibration file is bad.
@@ -86,7 +93,13 @@ class PerceptionNode(Node):
         self._queue: PacketQueue[PacketLike] = PacketQueue(self._config.queue_ms / 1e3)
         self._readings = ReadingQueue()
         behind_s = _BEHIND * self._config.queue_ms / 1e3
-        self._worker = Worker(pipeline_config, self._queue, self._readings, self, behind_s)
+        self._flow = self._flow_output = None
+        if pipeline_config.estimates_flow:
+            self._flow = FlowWorker(pipeline_config, self._config.queue_ms / 1e3, self)
+            self._flow_output = FlowOutput(self, self._config.flow_points, self._config.iwe_rate_hz)
+        self._worker = Worker(
+            pipeline_config, self._queue, self._readings, self, behind_s, self._flow
+        )
         self._sensors = SensorInputs(
             self,
             needed_sensors(pipeline_config),
@@ -102,16 +115,17 @@ class PerceptionNode(Node):
         self._track_repairs = 0
         self._published, self._last_published_s = 0, time.monotonic()
         self._last_arrival_s = time.monotonic()
-        self._twist = self.create_publisher(TwistWithCovarianceStamped, "~/twist", OUTPUT_DEPTH)
-        self._window = self.create_publisher(TimeReference, "~/window", OUTPUT_DEPTH)
-        self._iwe = self.create_publisher(Image, "~/iwe", OUTPUT_DEPTH)
-        self._of_plane = self._create_plane_publishers()
+        if pipeline_config.estimates_egomotion:
+            self._twist = self.create_publisher(TwistWithCovarianceStamped, "~/twist", OUTPUT_DEPTH)
+            self._window = self.create_publisher(TimeReference, "~/window", OUTPUT_DEPTH)
+            self._iwe = self.create_publisher(Image, "~/iwe", OUTPUT_DEPTH)
+            self._of_plane = self._create_plane_publishers()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", OUTPUT_DEPTH)
         self._events_topic = self.resolve_topic_name("~/events")
         self._last_camera_info: str | None = None
-        self._calibrated = False
+        self._calibrated = self._calibration_refused = False
         self._calibration_problem = self._take_calibration()
-        self._last_report = self._report()
+        self._last_report, self._last_flow_report = self._report(), self._flow_report()
         # Not on ROS time: a node that waits for /clock must be able to say so.
         self.create_timer(
             self._config.diagnostics_period_s,
@@ -120,16 +134,23 @@ class PerceptionNode(Node):
         )
 
     def start(self, executor: Executor) -> None:
-        """Starts the worker; events are subscribed to as soon as everything is compiled.
+        """Starts the workers; events are subscribed to as soon as everything is compiled.
 
         A packet that came before would have to wait seconds, or be dropped.
         """
         self._executor = executor
+        if self._flow is not None:
+            self._flow.start()
         self._worker.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Ends the worker; False if it is still busy (with the compiler) after the time."""
-        return self._worker.stop(timeout_s)
+        """Ends the workers; False if one is still busy (with the compiler) after the time."""
+        began_s = time.monotonic()
+        stopped = self._worker.stop(timeout_s)
+        if self._flow is not None:
+            left_s = timeout_s - (time.monotonic() - began_s)
+            stopped = self._flow.stop(max(0.0, left_s)) and stopped
+        return stopped
 
     # Called on the executor's thread.
 
@@ -168,29 +189,41 @@ class PerceptionNode(Node):
         callback = self._on_events_with_info if knows_info else self._on_events
         self.create_subscription(EventPacket, "~/events", callback, EVENTS_QOS)
         self._ready = True
+        outputs = [self._twist.topic_name] if self._pipeline_config.estimates_egomotion else []
+        if self._flow_output is not None:
+            outputs.append(self._flow_output.topic)
         self.get_logger().info(
-            f"ready: {self._events_topic} -> {self._twist.topic_name} "
+            f"ready: {self._events_topic} -> {', '.join(outputs)} "
             f"(device {self._pipeline_config.device})"
         )
 
     def _publish_diagnostics(self) -> None:
         before, now = self._last_report, self._report()
         self._last_report = now
-        level, summary = health.assess(before, now)
-        stamp = self.get_clock().now().to_msg()
-        name = f"{self.get_fully_qualified_name()}: egomotion"
-        self._diagnostics.publish(
-            to_diagnostics(name, stamp, level, summary, health.figures(before, now))
-        )
+        name = self.get_fully_qualified_name()
+        part = "egomotion" if now.egomotion else "events"
+        statuses = [
+            to_status(f"{name}: {part}", *health.assess(before, now), health.figures(before, now))
+        ]
+        flow_before, flow_now = self._last_flow_report, self._flow_report()
+        self._last_flow_report = flow_now
+        if flow_before is not None and flow_now is not None:
+            problem = assess_flow(flow_before, flow_now)
+            figures = flow_figures(flow_before, flow_now)
+            statuses.append(to_status(f"{name}: flow", *problem, figures))
+        self._diagnostics.publish(to_diagnostics(self.get_clock().now().to_msg(), *statuses))
 
     def _report(self) -> Report:
         queue = self._queue
+        # The flow needs no calibration, but who gives a bad one wants to know.
+        egomotion = self._pipeline_config.estimates_egomotion
+        told = egomotion or self._calibration_refused
         return Report(
             time_s=time.monotonic(),
             events_topic=self._events_topic,
             publishers=self.count_publishers(self._events_topic),
             ready=self._ready,
-            calibration_problem=self._calibration_problem,
+            calibration_problem=self._calibration_problem if told else "",
             received_packets=queue.received_packets,
             received_bytes=queue.received_bytes,
             queued_packets=len(queue),
@@ -209,9 +242,29 @@ class PerceptionNode(Node):
             counters=copy.deepcopy(self._worker.counters),
             activity=self._worker.take_activity(),
             sensors=self._sensors.reports(self._readings.dropped),
+            egomotion=egomotion,
         )
 
-    # Called on the worker's thread.
+    def _flow_report(self) -> FlowReport | None:
+        flow, output = self._flow, self._flow_output
+        if flow is None or output is None:
+            return None
+        return FlowReport(
+            time_s=time.monotonic(),
+            ready=self._ready,
+            last_arrival_s=self._last_arrival_s,
+            last_published_s=output.last_published_s,
+            published=output.published,
+            calibrated=flow.camera is not None,
+            calibration_advice=self._calibration_problem,
+            stride=flow.stride,
+            device=self._pipeline_config.device,
+            gradient=self._pipeline_config.gradient,
+            counters=copy.deepcopy(flow.counters),
+            activity=flow.take_activity(),
+        )
+
+    # Called on the workers' threads.
 
     def on_ready(self) -> None:
         assert self._executor is not None  # start() gave it
@@ -241,6 +294,10 @@ class PerceptionNode(Node):
                 write_image(self._image, counts, estimate.stamp_ns, frame_id)
                 self._iwe.publish(self._image)
 
+    def on_flow(self, estimate: FlowEstimate, stage: FlowStage, frame_id: str) -> None:
+        assert self._flow_output is not None  # made with the worker that calls
+        self._flow_output.publish(estimate, stage, self._config.frame_id or frame_id)
+
     def on_rejected(self, reason: str) -> None:
         self._rejected += 1
         self._last_rejection = reason
@@ -253,7 +310,7 @@ class PerceptionNode(Node):
         if error is not None:
             self._refuse_calibration(error)
             return
-        self._calibration_problem, self._calibrated = "", True
+        self._calibration_problem, self._calibrated, self._calibration_refused = "", True, False
         self.get_logger().info(
             f"calibration: {camera.width}x{camera.height}, {camera.distortion_model}, "
             f"focal lengths {camera.K[0, 0]:.1f} {camera.K[1, 1]:.1f} px"
@@ -273,7 +330,7 @@ class PerceptionNode(Node):
 
     def _refuse_calibration(self, error: EventBinningError) -> None:
         kept = "; the calibration before it stays in use" if self._calibrated else ""
-        self._calibration_problem = f"{error}{kept}"
+        self._calibration_problem, self._calibration_refused = f"{error}{kept}", True
         self.get_logger().error(self._calibration_problem)
 
     def _create_plane_publishers(self) -> dict[str, Publisher]:

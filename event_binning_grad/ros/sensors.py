@@ -82,6 +82,8 @@ class ReadingQueue:
 
 def needed_sensors(config: PipelineConfig) -> dict[Sensor, str]:
     """The sensors that a configuration makes use of, and which of its parameters need them."""
+    if not config.estimates_egomotion:
+        return {}
     model = f"motion_model {config.motion_model}"
     needed: dict[Sensor, str] = {}
     if config.depth == "image" and config.motion_model != "rotation":

@@ -17,6 +17,7 @@ from event_binning_grad.estimation import EgomotionEstimate
 from event_binning_grad.events.types import PacketLike
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import Pipeline, PipelineConfig, PipelineCounters, warm_up
+from event_binning_grad.ros.flow_worker import FlowWorker
 from event_binning_grad.ros.health import Activity, Measurements
 from event_binning_grad.ros.packet_queue import Arrival, PacketQueue
 from event_binning_grad.ros.sensors import Reading, ReadingQueue, Sensor
@@ -76,6 +77,7 @@ class Worker:
         readings: where the readings of other sensors come from.
         sink: takes the results.
         behind_s: how long a packet waits before windows are left out, s.
+        flow: the worker that the decoded events go on to, where flow is estimated.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Worker:
         readings: ReadingQueue,
         sink: Sink,
         behind_s: float,
+        flow: FlowWorker | None = None,
     ) -> None:
-        self._pipeline = Pipeline(config)
+        self._pipeline = Pipeline(config, flow=flow)
+        self._flow = flow
         self._queue = queue
         self._behind_s = behind_s
         self._last_estimate_s = -math.inf  # on the monotonic clock
@@ -169,6 +173,8 @@ class Worker:
     def _take_packet(self, arrival: Arrival[PacketLike]) -> None:
         if arrival.shed_before:
             self._pipeline.skip_packets(arrival.shed_before)
+        if self._flow is not None:
+            self._flow.note_packet(arrival.arrival_s, arrival.packet.header.frame_id)
         try:
             estimates = self._pipeline.push(arrival.packet, not self._must_catch_up(arrival))
             if estimates:
