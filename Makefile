@@ -29,7 +29,7 @@ lint: setup  ## ruff and pyright
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 
-bench: setup  ## measure speed on this machine; SECTION=operator or egomotion measures one part
+bench: setup  ## measure speed on this machine; SECTION=operator, egomotion or flow: one part
 	$(RUN) bench $(SECTION)
 
 clean:  ## remove the environment and everything that was built or written

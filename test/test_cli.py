@@ -227,11 +227,11 @@ def test_recording_without_truth_reports_null(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """A bag whose truth is missing: the figures say null, not zero."""
-    # The bag's camera is 1280x720 without calibration: give one that fits.
+    # The bag has no calibration: give one that fits its camera.
     calibration = tmp_path / "camera.yaml"
     calibration.write_text(
-        "image_width: 1280\nimage_height: 720\ndistortion_model: plumb_bob\n"
-        "camera_matrix: {rows: 3, cols: 3, data: [1000, 0, 640, 0, 1000, 360, 0, 0, 1]}\n"
+        "image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\n"
+        "camera_matrix: {rows: 3, cols: 3, data: [500, 0, 320, 0, 500, 240, 0, 0, 1]}\n"
         "distortion_coefficients: {rows: 1, cols: 5, data: [0, 0, 0, 0, 0]}\n"
     )
     report = tmp_path / "report.json"
@@ -243,6 +243,21 @@ def test_recording_without_truth_reports_null(
     assert figures["angular_velocity_rms_per_axis_deg_s"] is None
     assert (figures["decoder"]["on_events"], figures["decoder"]["off_events"]) == (125_183, 218_291)
     assert "none" in out
+
+
+def test_calibration_of_another_sensor_is_refused_in_one_line(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    wrong = tmp_path / "camera.yaml"
+    wrong.write_text(
+        "image_width: 346\nimage_height: 260\ndistortion_model: plumb_bob\n"
+        "camera_matrix: {rows: 3, cols: 3, data: [300, 0, 173, 0, 300, 130, 0, 0, 1]}\n"
+        "distortion_coefficients: {rows: 1, cols: 5, data: [0, 0, 0, 0, 0]}\n"
+    )
+    code, _, err = run(capsys, "evaluate", data_dir / "ecd_shapes_rotation", "--calib", wrong)
+    assert code == 2
+    assert "no packet could be used: events of a 240x180 sensor" in err
+    assert err.count("\n") == 1
 
 
 def shapes_bag(path: Path, events: bool = True, calibration: bool = True) -> Path:

@@ -131,9 +131,8 @@ class FlowEstimator:
         span_s = (end_ns - start_ns) * 1e-9
         until_s = began + self.config.deadline_s if self.config.deadline_s else math.inf
         self._load(events, times_ns[0], span_s)
-        begin = self._begin(times_ns[0], span_s, start)
+        begin, levels = self._begin(times_ns[0], span_s, start)
         finest = self._levels[-1]
-        levels = _TRACKED if start is None else _GIVEN
         solution = self._solve(begin, levels, until_s)
         still = np.zeros_like(solution.displacement)
         before = max(self._contrast.squares(finest, still, (0.0,))[0], 1e-12)
@@ -150,7 +149,9 @@ class FlowEstimator:
         self._displacement = flow
         status = _judge(structured, solution.late, gain)
         velocity = np.divide(flow, span_s, dtype=np.float32)
-        self._last = (times_ns[0], velocity, gain) if status.ok else None
+        # What is late is not wrong.
+        going = status.ok or status is FlowStatus.DEADLINE
+        self._last = (times_ns[0], velocity, gain) if going else None
         trust = node_trust(solution.last, solution.bin_size / self._grid.focal_px)
         field, confidence, normal = fields_of(finest, flow, trust, self._size, stride)
         field /= np.float32(span_s)
@@ -209,21 +210,22 @@ class FlowEstimator:
 
     def _begin(
         self, stamp_ns: int, span_s: float, start: npt.NDArray[np.floating] | None
-    ) -> Float32 | None:
-        """The displacement to begin with on the finest grid, if there is one to go by."""
+    ) -> tuple[Float32 | None, int]:
+        """The displacement to begin with on the finest grid, if there is one to go by, and how many
+        of the last levels to go through from there."""
         finest, begin = self._levels[-1], None
         if self._last is not None:
             since_s = (stamp_ns - self._last[0]) * 1e-9
             if since_s - span_s <= _MEMORY_S:
                 begin = carried(finest, self._last[1], since_s) * np.float32(span_s)
         if start is None:
-            return begin
+            return begin, _TRACKED
         given = sampled(finest, np.asarray(start, np.float32) * np.float32(span_s))
         known = np.asarray(np.isfinite(given).all(axis=2))
         if not known.any():
-            return begin
+            return begin, _TRACKED
         elsewhere = np.median(given[known], axis=0) if begin is None else begin
-        return np.where(known[..., None], given, elsewhere).astype(np.float32)
+        return np.where(known[..., None], given, elsewhere).astype(np.float32), _GIVEN
 
     def _solve(self, begin: Float32 | None, levels: int, until_s: float) -> _Solution:
         """Coarse to fine from rest, or through the last levels from where to begin."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from event_binning_grad.errors import ConfigError
 from event_binning_grad.evaluation.bench_egomotion import PARTS, Settings, bench_egomotion
 from event_binning_grad.evaluation.bench_egomotion_cuda import bench_cuda
+from event_binning_grad.evaluation.bench_flow import FLOW_PARTS, bench_flow
 from event_binning_grad.evaluation.bench_operator import QUICK, Plan
 from event_binning_grad.evaluation.bench_operator_report import bench_operator
 from event_binning_grad.evaluation.machine import machine
@@ -25,6 +26,7 @@ def run_bench(
     quick: bool = False,
     parts: Sequence[str] = (),
     poses: Path | None = None,
+    data: Path | None = None,
 ) -> None:
     """Measures, prints tables, and writes JSON to `path` if given.
 
@@ -32,22 +34,27 @@ def run_bench(
         path: where the JSON goes.
         sections: names of SECTIONS; none for all of them.
         quick: measure less, to see that everything works.
-        parts: of the egomotion section, names of bench_egomotion.PARTS; none for all of them.
-        poses: a measured hand-held track for it, see bench_egomotion.Settings.
+        parts: of the egomotion and flow sections, names of SECTION_PARTS; none for all of them.
+        poses, data: a measured hand-held track, and a folder of recordings, see
+            bench_egomotion.Settings.
 
     Raises:
-        ConfigError: no such section or part.
+        ConfigError: no such section, part of the sections, or folder.
     """
     for name in sections:
         if name not in SECTIONS:
             raise ConfigError(f"section {name!r}: expected one of {', '.join(SECTIONS)}, or none")
+    of_sections = [part for name in sections or SECTIONS for part in SECTION_PARTS.get(name, ())]
     for name in parts:
-        if name not in PARTS:
-            raise ConfigError(f"part {name!r}: expected one of {', '.join(PARTS)}, or none")
+        if name not in of_sections:
+            known = ", ".join(dict.fromkeys(of_sections)) or "no part"
+            raise ConfigError(f"part {name!r}: expected one of {known}, or none")
+    if data is not None and not data.is_dir():
+        raise ConfigError(f"--data {data}: no such folder; expected one of recordings")
     console = report_console()
     here = machine()
     figures: dict[str, Any] = {"machine": here}
-    settings = Settings(quick=quick, poses=poses)
+    settings = Settings(quick=quick, poses=poses, data=data)
     for name, section in SECTIONS.items():
         if not sections or name in sections:
             figures[name] = section(console, settings, parts)
@@ -69,4 +76,6 @@ SECTIONS: dict[str, Callable[[Console, Settings, Sequence[str]], Any]] = {
     "operator": _operator,
     "egomotion": bench_egomotion,
     "cuda": _cuda,
+    "flow": bench_flow,
 }
+SECTION_PARTS = {"egomotion": tuple(PARTS), "flow": tuple(FLOW_PARTS)}

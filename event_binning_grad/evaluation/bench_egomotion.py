@@ -69,11 +69,13 @@ class Settings:
         quick: measure less, in seconds, to see that everything works.
         poses: a measured hand-held track, groundtruth.txt of the event camera dataset; None:
             the part hand_held is left out.
+        data: a folder of real recordings for the flow; None: the usual one, where there is one.
     """
 
     config: PipelineConfig = field(default_factory=PipelineConfig)
     quick: bool = False
     poses: Path | None = None
+    data: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ class Evaluation:
         duration_s: what the events span.
         pipeline_s: time spent in the pipeline, reading of the file apart.
         estimates: one a window.
-        error: of the trusted angular velocities against the truth; None without truth.
+        error: of the trusted angular velocities against the truth; None without truth, or where
+            they are not estimated.
         linear_error: of the linear velocity; None without truth or without estimates of it.
         squares, linear_squares: normalised squared errors of both, see
             `normalised_squared_errors`; empty without truth.
@@ -209,10 +210,14 @@ def evaluate(
     began = time.perf_counter()
     estimates += pipeline.flush()
     spent_s += time.perf_counter() - began
+    why = f": {next(iter(rejections))}" if rejections else ""
     if not counters.events:
-        why = f": {next(iter(rejections))}" if rejections else ""
         raise RecordingError(f"{path}: no events could be read, expected an event stream{why}")
+    if not estimates and rejections:
+        raise RecordingError(f"{path}: no packet could be used{why}")
     good = trusted(estimates)
+    # Of the translation model the rotation is what it was told.
+    rotates = feeding.config.egomotion().model.rotates
     return Evaluation(
         str(path),
         config,
@@ -220,9 +225,9 @@ def evaluate(
         counters.duration_ns * 1e-9,
         spent_s,
         estimates,
-        estimates_error(good, truth),
+        estimates_error(good, truth) if rotates else None,
         estimates_linear_error(good, truth),
-        normalised_squared_errors(good, truth),
+        normalised_squared_errors(good, truth) if rotates else np.empty(0),
         normalised_squared_linear_errors(good, truth),
         truth,
         counters,

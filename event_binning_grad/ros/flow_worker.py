@@ -23,6 +23,7 @@ from event_binning_grad.pipeline_flow import FlowCounters, FlowStage, PipelineCo
 from event_binning_grad.ros.flow_health import FlowActivity, FlowMeasurements
 
 _POLL_S = 0.1
+_WAKE_S = 0.005
 # However far behind, a window is estimated so long after the last one, s: see the worker.
 _LONGEST_GAP_S = 0.25
 # Where the egomotion is estimated, too, it comes first: the flow's thread is that much nicer, and
@@ -89,11 +90,15 @@ class ChunkQueue:
     What is left is the newest of the stream, whole, and long enough for a window: the flow needs no
     older one.
 
+    Who waits is woken so often at most: each time costs the thread that puts some of its time.
+
     max_wait_s: how long a chunk may wait, which bounds the memory.
+    wake_s: time from one waking to the next at least.
     """
 
-    def __init__(self, max_wait_s: float) -> None:
-        self._max_wait_s = max_wait_s
+    def __init__(self, max_wait_s: float, wake_s: float = 0.0) -> None:
+        self._max_wait_s, self._wake_s = max_wait_s, wake_s
+        self._woken_s = -math.inf
         self._waiting: deque[tuple[Chunk, float]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -110,7 +115,9 @@ class ChunkQueue:
         with self._changed:
             self._waiting.append((chunk, now_s))
             self._drop(now_s)
-            self._changed.notify()
+            if now_s - self._woken_s >= self._wake_s:
+                self._woken_s = now_s
+                self._changed.notify()
 
     def get(self, timeout_s: float) -> Waiting | None:
         """The oldest chunk that waits; None when none came in time, or the queue is closed."""
@@ -156,7 +163,7 @@ class FlowWorker:
 
     def __init__(self, config: PipelineConfig, queue_s: float, sink: FlowSink) -> None:
         self._stage = FlowStage(config)
-        self._queue = ChunkQueue(queue_s)
+        self._queue = ChunkQueue(queue_s, _WAKE_S)
         self._behind_s = queue_s / 4
         self._sink = sink
         self._gives_way = config.estimates_egomotion
