@@ -68,7 +68,8 @@ class PipelineConfig:
         flow_max_events: of windows with more events so many are used, evenly spread.
         flow_stride: the field has the flow of each so manieth pixel, across and down; 0 for the
             smallest with which a field is below 500 kB.
-        flow_deadline_ms: a field that takes longer is cut off, ms; 0 for no limit.
+        flow_deadline_ms: a field that takes longer is cut off and not trusted, ms; 0 for no
+            limit.
         device: "cpu", or a torch device such as "cuda".
 
     Raises:
@@ -98,7 +99,7 @@ class PipelineConfig:
     imu: str = "off"
     flow_rate_hz: float = 30.0
     flow_window_ms: float = 60.0
-    flow_window_px: float = 15.0
+    flow_window_px: float = 10.0
     flow_min_events: int = 2000
     flow_max_events: int = 30_000
     flow_stride: int = 0

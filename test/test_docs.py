@@ -79,7 +79,7 @@ def test_links_lead_to_files_and_headings(page: Path):
 
 
 def commands() -> list[str]:
-    found = [re.findall(r"event-binning-grad ([a-z]+)", page.read_text()) for page in PAGES]
+    found = [re.findall(r"event-binning-grad ([a-z-]+)", page.read_text()) for page in PAGES]
     return sorted({command for page in found for command in page})
 
 

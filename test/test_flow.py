@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from event_binning_grad.errors import ConfigError
+from event_binning_grad.errors import CalibrationError, ConfigError
 from event_binning_grad.estimation.flow import FlowEstimator
 from event_binning_grad.estimation.flow_estimate import FlowConfig, FlowEstimate, FlowStatus
 from event_binning_grad.estimation.flow_grid import (
@@ -276,6 +276,27 @@ def test_windows_that_are_not_estimated():
         assert estimator.uncompensated_image() is None
 
 
+def test_events_of_a_hot_pixel_are_counted_and_do_not_make_a_window():
+    events = dots(constant(-500, 200))
+    hot = replace(events, x=events.x.copy(), y=events.y.copy())
+    hot.x[::10], hot.y[::10] = 20, 20
+    estimate = FlowEstimator(SIZE).estimate(hot)
+    assert estimate.status.ok
+    assert estimate.hot_pixel_events >= len(hot.x[::10])
+    assert estimate.used_events == len(events) - estimate.hot_pixel_events
+    hot.x[200:], hot.y[200:] = 20, 20
+    nothing = FlowEstimator(SIZE).estimate(hot)
+    assert nothing.status is FlowStatus.TOO_FEW_EVENTS
+    assert np.isnan(nothing.flow).all()
+
+
+def test_a_camera_that_sees_nothing_is_refused():
+    k = np.array([[300.0, 0, 5000], [0, 300, 130], [0, 0, 1]])
+    camera = Camera(*SIZE, k, "plumb_bob", np.array([-0.3, 0, 0, 0, 0]))
+    with pytest.raises(CalibrationError, match="hardly a pixel has a place"):
+        FlowEstimator(SIZE, camera=camera)
+
+
 def test_what_is_late_is_flagged_and_still_a_field():
     estimate = FlowEstimator(SIZE, FlowConfig(deadline_s=1e-6)).estimate(dots(turning))
     assert estimate.status is FlowStatus.DEADLINE
@@ -373,7 +394,7 @@ def test_a_large_sensor_has_no_more_nodes_and_bins():
     size = (1280, 720)
     events = dots(constant(300, 100), 60_000, points=3000, size=size)
     estimate = FlowEstimator(size).estimate(events, stride=4)
-    assert estimate.used_events == 40_000
+    assert estimate.used_events == FlowConfig().max_events
     assert estimate.flow.shape == (180, 320, 2)
     error = np.linalg.norm(estimate.flow - (300, 100), axis=2) * SPAN_S
     assert np.nanmean(error) < 0.5

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from event_binning_grad import pipeline_flow
 from event_binning_grad.errors import ConfigError, PacketError
-from event_binning_grad.estimation import Depth, EgomotionEstimate, Status
+from event_binning_grad.estimation import Depth, EgomotionEstimate, Status, flow_search
 from event_binning_grad.estimation.flow import FlowEstimator
 from event_binning_grad.estimation.flow_estimate import FlowEstimate, FlowStatus
 from event_binning_grad.events.encoder import packetize
@@ -530,3 +531,9 @@ def test_configuration_reaches_the_flow_estimator():
     assert (flow.min_events, flow.max_events, flow.gradient) == (700, 5000, "raw")
     assert flow.deadline_s == pytest.approx(0.0125)
     assert PipelineConfig().flow().deadline_s == 0.0
+
+
+def test_warm_up_compiles_what_only_things_that_move_by_themselves_need() -> None:
+    """Else the first of them would hold up a live stream by seconds."""
+    pipeline_flow.warm_up(PipelineConfig(estimate="flow"))
+    assert flow_search._hand_on.signatures

@@ -3,7 +3,7 @@
 Flow is a grid of nodes, coarse to fine. All nodes take Newton steps together, on the unbiased
 gradient and the fixed-cotangent Hessian of their own events, held together by a smoothness of
 second order that lets go at motion edges. Every window starts at the last one's flow, carried along
-itself; a few passes at the finest grid do then.
+itself; a few passes at the two finest grids do then.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from event_binning_grad.errors import ConfigError
-from event_binning_grad.estimation.flow_contrast import REFERENCES, FlowContrast, FlowPass
+from event_binning_grad.errors import CalibrationError, ConfigError
+from event_binning_grad.estimation.flow_contrast import (
+    REFERENCES,
+    FlowContrast,
+    FlowPass,
+    TorchFlowContrast,
+)
 from event_binning_grad.estimation.flow_estimate import FlowConfig, FlowEstimate, FlowStatus
 from event_binning_grad.estimation.flow_grid import (
     NodeGrid,
@@ -31,7 +36,7 @@ from event_binning_grad.estimation.flow_grid import (
 )
 from event_binning_grad.estimation.flow_search import searched
 from event_binning_grad.estimation.flow_trust import fields_of, node_trust
-from event_binning_grad.estimation.iwe_grid import IweGrid
+from event_binning_grad.estimation.iwe_grid import MAX_PIXELS, SCALE, TURN_RAD, IweGrid
 from event_binning_grad.estimation.look_up import look_up
 from event_binning_grad.estimation.trust import structure
 from event_binning_grad.events.types import Events
@@ -40,13 +45,8 @@ from event_binning_grad.geometry import Camera
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
-# As for the egomotion (see iwe_grid): turned and scaled, or events at rest would look sharpest.
-_TURN_RAD = math.radians(5.0)
-_SCALE = 0.97
 # Room around the image for events that the flow moves out of it, px.
 _MARGIN_PX = 16.0
-# Sensors of more pixels get an image of about this many, as the egomotion's.
-_MAX_PIXELS = 640 * 480
 # Undistorted pixels so far beyond the sensor's are left out, as a share of its size.
 _BEYOND = 0.15
 # After a silence of this long (s) the last flow says nothing.
@@ -88,6 +88,7 @@ class FlowEstimator:
 
     Raises:
         ConfigError: the device is not there, or the camera is of another size.
+        CalibrationError: the camera's pixels have no places on an image.
     """
 
     def __init__(
@@ -97,7 +98,12 @@ class FlowEstimator:
         self._size = (int(size[0]), int(size[1]))
         self._table = _points(self._size, camera)
         seen = self._table[np.isfinite(self._table).all(axis=2)].astype(np.float64)
-        low, high = seen.min(axis=0), seen.max(axis=0)
+        low, high = (seen.min(axis=0), seen.max(axis=0)) if len(seen) else (np.zeros(2),) * 2
+        if not (high - low >= 1).all():
+            raise CalibrationError(
+                "calibration: hardly a pixel has a place on the undistorted image; expected a "
+                "camera that looks along its z axis: check K and the distortion"
+            )
         self._levels = grid_levels(low, high, self.config.node_spacing_px, self.config.max_nodes)
         self._grid = flow_iwe_grid(low, high)
         self._contrast = _contrast(self._grid, self.config)
@@ -130,14 +136,20 @@ class FlowEstimator:
             return self._nothing(times_ns, events, status, stride, time.perf_counter() - began)
         span_s = (end_ns - start_ns) * 1e-9
         until_s = began + self.config.deadline_s if self.config.deadline_s else math.inf
-        self._load(events, times_ns[0], span_s)
+        hot_events = self._load(events, times_ns[0], span_s)
+        used = int(np.isfinite(self._columns[0]).sum())
+        if used < min(self.config.min_events, self.config.max_events):
+            self._displacement = self._last = None
+            status = FlowStatus.TOO_FEW_EVENTS
+            return self._nothing(times_ns, events, status, stride, time.perf_counter() - began)
         begin, levels = self._begin(times_ns[0], span_s, start)
         finest = self._levels[-1]
         solution = self._solve(begin, levels, until_s)
         still = np.zeros_like(solution.displacement)
         before = max(self._contrast.squares(finest, still, (0.0,))[0], 1e-12)
         sharp, structured = self._sharpness(solution.displacement)
-        if begin is not None and self._last is not None and sharp < _LOST * self._last[2] * before:
+        lost = self._last is not None and sharp < _LOST * self._last[2] * before
+        if begin is not None and lost and time.perf_counter() < until_s:
             again = self._solve(None, 0, until_s)
             passes, taken = solution.passes + again.passes, solution.events + again.events
             other, other_structure = self._sharpness(again.displacement)
@@ -147,7 +159,8 @@ class FlowEstimator:
         gain = sharp / before
         flow = solution.displacement
         self._displacement = flow
-        status = _judge(structured, solution.late, gain)
+        late = solution.late or time.perf_counter() > until_s
+        status = _judge(structured, late, gain)
         velocity = np.divide(flow, span_s, dtype=np.float32)
         # What is late is not wrong.
         going = status.ok or status is FlowStatus.DEADLINE
@@ -155,11 +168,10 @@ class FlowEstimator:
         trust = node_trust(solution.last, solution.bin_size / self._grid.focal_px)
         field, confidence, normal = fields_of(finest, flow, trust, self._size, stride)
         field /= np.float32(span_s)
-        used = self._columns.shape[1]
         return FlowEstimate(
             *times_ns, len(events), used, field, confidence, normal, gain, solution.passes,
             solution.events / used, status, time.perf_counter() - began, stride,
-            self._speed_px(flow) / span_s,
+            self._speed_px(flow) / span_s, hot_events,
         )  # fmt: skip
 
     def compensated_image(self) -> Float32 | None:
@@ -199,14 +211,18 @@ class FlowEstimator:
             solve_time_s, stride,
         )  # fmt: skip
 
-    def _load(self, events: Events, stamp_ns: int, span_s: float) -> None:
-        """Looks up the events' points, and hands them to the contrast."""
+    def _load(self, events: Events, stamp_ns: int, span_s: float) -> int:
+        """Looks up the events' points, and hands them to the contrast; returns how many of the
+        window's events are of hot pixels."""
         count = min(len(events), self.config.max_events)
         self._columns = np.empty((3, count), np.float32)
-        look_up(events.t, events.x, events.y, stamp_ns, self._table, self._counts, self._columns)
+        hot_events = look_up(
+            events.t, events.x, events.y, stamp_ns, self._table, self._counts, self._columns
+        )
         x, y, tau = self._columns
         tau *= np.float32(1 / span_s)
         self._contrast.load(x, y, tau)
+        return hot_events * len(events) // count
 
     def _begin(
         self, stamp_ns: int, span_s: float, start: npt.NDArray[np.floating] | None
@@ -331,8 +347,8 @@ def flow_iwe_grid(low: Float64, high: Float64) -> IweGrid:
     """The image plane for points (x, y) in pixels from `low` to `high`, and a margin: turned by 5
     degrees, at 0.97 of their scale, or that of VGA if they are more."""
     width, height = high - low
-    scale = _SCALE * min(1.0, math.sqrt(_MAX_PIXELS / (width * height)))
-    cos, sin = scale * math.cos(_TURN_RAD), scale * math.sin(_TURN_RAD)
+    scale = SCALE * min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
+    cos, sin = scale * math.cos(TURN_RAD), scale * math.sin(TURN_RAD)
     matrix = np.array([[cos, -sin], [sin, cos]])
     corners = np.array([(x, y) for x in (low[0], high[0]) for y in (low[1], high[1])]) @ matrix.T
     least, most = corners.min(axis=0) - _MARGIN_PX, corners.max(axis=0) + _MARGIN_PX
@@ -366,8 +382,6 @@ def _contrast(grid: IweGrid, config: FlowConfig) -> FlowContrast:
 
         return CpuFlowContrast(grid, unbiased)
     import torch
-
-    from event_binning_grad.estimation.flow_contrast import TorchFlowContrast
 
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(

@@ -56,12 +56,12 @@ class FlowConfig:
     device: str = "cpu"
     gradient: str = "unbiased"
     fused: bool = True
-    min_events: int = 1000
-    max_events: int = 40_000
+    min_events: int = 2000
+    max_events: int = 30_000
     node_spacing_px: float = 10.0
     max_nodes: int = 1200
     smoothness: float = 2.0
-    edge_px: float = 1.0
+    edge_px: float = 0.7
     cold_passes: int = 4
     warm_passes: int = 3
     deadline_s: float = 0.0
@@ -97,7 +97,8 @@ class FlowEstimate:
         stamp_ns: reference time, the mean time of the window's events, at which the flow holds.
         window_start_ns, window_end_ns: times of the first and the last event.
         events: number of events in the window.
-        used_events: events that were looked at, after subsampling.
+        used_events: events that were looked at, after subsampling, and without those of hot pixels
+            and of pixels that have no place on the image.
         flow: [H, W, 2] float32 px/s, x then y, at pixels (0, stride, 2 stride, ...) each way; NaN
             where it is not known. On undistorted pixels if the estimator has a camera.
         confidence: [H, W] float32 0 to 1; 0 where the flow is not known. 1 / (1 + s^2), s the
@@ -112,6 +113,8 @@ class FlowEstimate:
         status: why not to trust the field, or FlowStatus.OK.
         solve_time_s: time that the estimation took.
         stride: pixels from one sample of the fields to the next.
+        hot_pixel_events: events of the window that were left out, because their pixels fire all
+            the time.
         speed_px_s: the speed that 95 % of the events do not exceed, px/s; NaN where nothing was
             estimated.
     """
@@ -131,6 +134,7 @@ class FlowEstimate:
     solve_time_s: float
     stride: int = 1
     speed_px_s: float = math.nan
+    hot_pixel_events: int = 0
 
     @property
     def used_share(self) -> float:

@@ -20,7 +20,7 @@ Float32 = npt.NDArray[np.float32]
 _FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": True}
 
 # Events that are looked at, evenly spread: more would not find more.
-_EVENTS = 16_000
+_EVENTS = 32_000
 # In units of px: side of a cell; a block is _BLOCK x _BLOCK cells about every second one.
 _CELL_PX, _BLOCK = 12.0, 3
 # Displacements tried: (2 n + 1)^2 in steps of so many pixels with bins of so many; then the same
@@ -29,7 +29,7 @@ _COARSE = (3, 5.0, 4.0)
 _FINE = (1, 2.5, 2.0)
 # The events of a block must meet so much better, in what is not by chance, and by so many standard
 # deviations of what chance does.
-_CLEARLY, _SIGNIFICANT = 1.3, 5.0
+_CLEARLY, _SIGNIFICANT = 1.15, 5.0
 # A node takes over what a neighbour found if its own events meet by so much better, in bins of so
 # many of its four cells' two sides; neighbours that differ by less (px) are alike. Rounds at most.
 _BETTER, _NODE_BINS, _ALIKE_PX, _ROUNDS = 1.05, 10, 1.5, 6
@@ -44,7 +44,7 @@ def searched(columns: Float32, nodes: NodeGrid, displacement: Float32, scale: fl
         columns: [3, N] x, y in pixels and times in spans of the window from the reference time.
         scale: what the sizes here are multiplied with: pixels of the sensor to one of the image.
     """
-    every = max(1, columns.shape[1] // _EVENTS)
+    every = max(1, -(-columns.shape[1] // _EVENTS))
     x, y, s = np.ascontiguousarray(columns[:, ::every])
     place = np.stack([x, y], 1)
     for _ in range(2):
@@ -68,6 +68,13 @@ def searched(columns: Float32, nodes: NodeGrid, displacement: Float32, scale: fl
         first, order = _sorted(local, nodes.rows + 1, nodes.cols + 1)
         _hand_on(local, s, first, order, np.float32(across), moved)
     return displacement + moved
+
+
+def warm_up() -> None:
+    """Compiles what is run only where something moves by itself (seconds the first time)."""
+    place, time, moved = np.zeros((1, 2), np.float32), np.zeros(1, np.float32), np.zeros((1, 1, 2))
+    first, order = _sorted(place, 2, 2)
+    _hand_on(place, time, first, order, np.float32(1), moved.astype(np.float32))
 
 
 @numba.njit(**_FLAGS)

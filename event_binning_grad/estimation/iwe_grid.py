@@ -15,12 +15,12 @@ from event_binning_grad.geometry import Camera
 # The grid is turned and scaled against the sensor's pixels. Unwarped events sit exactly on pixel
 # centres; on a grid of the same centres bilinear voting rewards them for staying there and pulls
 # slow motions toward zero. An incommensurate grid takes that reward away and costs nothing.
-_TURN_RAD = math.radians(5.0)
-_SCALE = 0.97
+TURN_RAD = math.radians(5.0)
+SCALE = 0.97
 
 # Sensors of more pixels get an image of about this many: the events that are used of a window would
 # be too few for more, and clearing and summing bins would cost more than the events.
-_MAX_PIXELS = 640 * 480
+MAX_PIXELS = 640 * 480
 
 # Room around the field of view for events that the warp moves out of it, as a share of its size.
 _MARGIN = 0.1
@@ -57,7 +57,7 @@ class IweGrid:
         return Grid(shape, (0.0, 0.0), (bin_size, bin_size))
 
 
-def iwe_grid(camera: Camera, turn_rad: float = _TURN_RAD, scale: float = _SCALE) -> IweGrid:
+def iwe_grid(camera: Camera, turn_rad: float = TURN_RAD, scale: float = SCALE) -> IweGrid:
     """The grid of a camera: its undistorted field of view and a margin, at about its own scale, or
     that of VGA if the sensor has more pixels.
 
@@ -72,7 +72,7 @@ def iwe_grid(camera: Camera, turn_rad: float = _TURN_RAD, scale: float = _SCALE)
             "that looks along its z axis: check K and the distortion"
         )
     normalised = seen[:, :2] / seen[:, 2:]
-    scale *= min(1.0, math.sqrt(_MAX_PIXELS / (camera.width * camera.height)))
+    scale *= min(1.0, math.sqrt(MAX_PIXELS / (camera.width * camera.height)))
     focal = scale * math.sqrt(camera.K[0, 0] * camera.K[1, 1])
     cos, sin = focal * math.cos(turn_rad), focal * math.sin(turn_rad)
     matrix = np.array([[cos, -sin], [sin, cos]])

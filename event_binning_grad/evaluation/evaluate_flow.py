@@ -124,6 +124,7 @@ class FlowEvaluation:
         windows: one a field.
         displacements: errors of the true displacements of a data set, over their own times; else
             empty, and the errors are the windows'.
+        displacements_missed: true displacements without fields around them to compare.
         truth: what the flow is compared with, or None.
         counters: what became of the events.
         pictures: of the trusted window whose flow varies most over the image, if asked for.
@@ -138,6 +139,7 @@ class FlowEvaluation:
     pipeline_s: float
     windows: list[FlowWindow]
     displacements: list[FlowError]
+    displacements_missed: int
     truth: str | None
     counters: FlowCounters
     pictures: FlowPictures | None
@@ -163,6 +165,7 @@ class FlowEvaluation:
             "undistorted_pixels": self.undistorted,
             "flow_truth": self.truth,
             "true_displacements_compared": len(self.displacements),
+            "true_displacements_missed": self.displacements_missed,
             **_error_figures("", self.error),
             **_error_figures("moving_", pooled(window.moving_error for window in good)),
             **_error_figures("full_", pooled(window.full_error for window in good)),
@@ -362,6 +365,7 @@ def evaluate_flow(
         spent_s,
         notes.windows,
         notes.displacements.errors if notes.displacements else [],
+        notes.displacements.missed if notes.displacements else 0,
         found.source if found else None,
         tap.stage.counters,
         notes.gallery.pictures if notes.gallery else None,

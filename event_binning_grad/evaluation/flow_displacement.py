@@ -80,6 +80,7 @@ class DisplacementScorer:
             if self._windows[0][0] > self._fields[-1][0] + _STANDS_FOR_NS:
                 break
             self._score_next()
+        self.missed += len(self._windows)
         self._windows.clear()
 
     def _score_next(self) -> None:

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from event_binning_grad.estimation.iwe_grid import SCALE, TURN_RAD
+
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-# The image in which the flow warp loss is measured is turned and scaled against the pixels. Events
-# as they came sit on pixel centres; on a grid of the same centres they fill one bin each and the
-# uncompensated image looks sharper than it is, so that a flow that is wrong may win.
-_TURN_RAD = math.radians(5.0)
-_SCALE = 0.97
+# Room for events that a flow moves out of the image.
 _MARGIN_PX = 40.0
 
 
@@ -216,7 +214,9 @@ def vote(coords: npt.NDArray[np.floating], width: int, height: int) -> Float32:
 
 def _turned_variance(coords: Float64, low: Float64, high: Float64) -> float:
     """Variance of the image of events over the turned box from low to high, and a margin."""
-    cos, sin = _SCALE * math.cos(_TURN_RAD), _SCALE * math.sin(_TURN_RAD)
+    # Events as they came sit on pixel centres. On a grid of these they fill one bin each,
+    # and the uncompensated image looks sharper than it is: a flow that is wrong may win.
+    cos, sin = SCALE * math.cos(TURN_RAD), SCALE * math.sin(TURN_RAD)
     matrix = np.array([[cos, -sin], [sin, cos]])
     x, y = zip(low, high, strict=True)
     corners = np.array([[a, b] for a in x for b in y]) @ matrix.T

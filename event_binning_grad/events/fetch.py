@@ -198,6 +198,11 @@ def _receive(
     with response:
         _refuse_web_page(file, response)
         start, total = _extent(response)
+        if total is None and not response.chunked:
+            raise RecordingError(
+                f"{file.url}: the server does not say how long the file is, so whether it comes "
+                "whole could not be told: fetch it with a browser"
+            )
         if have and start != have:
             say(f"{file.name}: the server starts anew")
         if start not in (0, have):

@@ -179,6 +179,8 @@ class MvsecRecording:
             rows = read(dataset(file, "davis/left/imu", None, 6))
             t_ns = _to_ns(read(dataset(file, "davis/left/imu_ts", len(rows))))
         fresh = _rising(t_ns)
+        if not fresh.any():
+            return None
         omega = rows[fresh, 3:] @ R_camera_from_imu.T  # rows are ax ay az gx gy gz
         return GroundTruth(t_ns[fresh], omega, None, f"{self._file} (gyroscope)")
 
@@ -193,6 +195,8 @@ class MvsecRecording:
             poses = read(dataset(file, f"davis/left/{name}", None, 4, 4))
             t_ns = _to_ns(read(dataset(file, f"davis/left/{name}_ts", len(poses))))
         fresh = _rising(t_ns)
+        if np.count_nonzero(fresh) < 2:
+            return None
         track = PoseTrack(t_ns[fresh], poses[fresh, :3, :3], poses[fresh, :3, 3])
         return velocities(track, f"{self._gt_file} {name}")
 
@@ -218,7 +222,7 @@ def _to_ns(seconds: NDArray[Any]) -> NDArray[np.int64]:
 def _rising(t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Where a time is later than all before it."""
     before = np.maximum.accumulate(t_ns)
-    return np.concatenate([[True], t_ns[1:] > before[:-1]])
+    return np.concatenate([[True], t_ns[1:] > before[:-1]])[: len(t_ns)]
 
 
 def _truths(times: NDArray[Any], count: int, source: str, read_frames: Any) -> FlowTruths:

@@ -108,7 +108,7 @@ def _problems(before: FlowReport, now: FlowReport) -> Iterator[str]:
     if dropped:
         yield (
             f"{dropped} events dropped: a field takes longer than queue_ms; lower "
-            "flow_max_events, raise flow_stride, or free the processor"
+            "flow_max_events, or free the processor"
         )
     windows = now.counters.windows - before.counters.windows
     skipped = now.counters.skipped_windows - before.counters.skipped_windows
@@ -149,6 +149,7 @@ def flow_figures(before: FlowReport, now: FlowReport) -> dict[str, str]:
         **{f"fields {status.value}": counters.estimates[status] for status in FlowStatus},
         "published": now.published,
         "published per s": f"{(now.published - before.published) / period_s:.1f}",
+        "hot pixel events": counters.hot_pixel_events,
         "used events share": events_share(before.counters, counters),
         "lag ms p50": statistic(np.median, activity.lag_ms),
         "lag ms max": statistic(np.max, activity.lag_ms),

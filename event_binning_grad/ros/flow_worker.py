@@ -24,8 +24,10 @@ from event_binning_grad.ros.flow_health import FlowActivity, FlowMeasurements
 
 _POLL_S = 0.1
 _WAKE_S = 0.005
-# However far behind, a window is estimated so long after the last one, s: see the worker.
+# However far behind, a window is estimated so long after the last one, s (see the worker); and so
+# long after where it is the egomotion that is behind.
 _LONGEST_GAP_S = 0.25
+_LONGEST_WAIT_S = 1.0
 # Where the egomotion is estimated, too, it comes first: the flow's thread is that much nicer, and
 # both hand Python's lock over after so long (s; by default 5 ms, ten times a window for a worker
 # that only runs compiled code in between). Beside a flow that never rests, calls of 0.46 ms then
@@ -285,10 +287,11 @@ class FlowWorker:
             self._sink.on_rejected(str(error))
 
     def _must_catch_up(self, waiting: Waiting) -> bool:
-        late = waiting.waited_s > self._behind_s and len(self._queue) > 0
+        since_s = time.monotonic() - self._last_field_s
         if self._gives_way and self._egomotion_late_s > self._behind_s / 2:
-            late = True
-        return late and time.monotonic() - self._last_field_s < _LONGEST_GAP_S
+            return since_s < _LONGEST_WAIT_S
+        late = waiting.waited_s > self._behind_s and len(self._queue) > 0
+        return late and since_s < _LONGEST_GAP_S
 
 
 def _be_nice() -> None:
