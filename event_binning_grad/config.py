@@ -99,7 +99,7 @@ class PipelineConfig:
     imu: str = "off"
     flow_rate_hz: float = 30.0
     flow_window_ms: float = 60.0
-    flow_window_px: float = 10.0
+    flow_window_px: float = 8.0
     flow_min_events: int = 2000
     flow_max_events: int = 30_000
     flow_stride: int = 0
