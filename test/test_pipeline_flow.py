@@ -124,7 +124,7 @@ def test_displacement_leaves_windows_enough_events(stream: Events, small_camera:
 def test_large_windows_use_a_part_of_their_events(stream: Events, small_camera: Camera):
     stage = FlowStage(replace(CONFIG, flow_max_events=5000), small_camera)
     fields = stage.push(stream)
-    assert {e.used_events for e in fields} == {5000}
+    assert all(4500 < e.used_events <= 5000 for e in fields)  # less those of hot pixels
     assert stage.counters.used_events < stage.counters.window_events / 1.2
     assert accounted(stage) == len(stream)
 
