@@ -147,6 +147,7 @@ def make_report(
         "recording_events": offline.events,
         "events_per_second": events / offline.duration_s if offline.duration_s else None,
         "windows": int(figures.get("windows", 0)),
+        "skipped_windows": int(figures.get("skipped windows", 0)),
         "windows_not_trusted": {
             name.removeprefix("estimates "): int(count)
             for name, count in figures.items()
@@ -360,7 +361,7 @@ def _print_report(console: Any, report: dict[str, Any], out: Path) -> None:
         row(f"  about {axis}", value, "deg/s", ".2f")
     row("  offline, same recording", report["offline_rms_deg_s"], "deg/s", ".2f")
     row("twists received", report["twists"], f"(offline {report['twists_offline']})")
-    row("windows", report["windows"])
+    row("windows", report["windows"], f"({report['skipped_windows']} left out to keep up)")
     for status, count in report["windows_not_trusted"].items():
         row(f"  not trusted: {status}", count)
     row("events", report["events"], f"of {report['recording_events']:,}", ",d")
