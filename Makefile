@@ -16,20 +16,22 @@ RECORDING ?=
 CALIB ?=
 SECTION ?=
 
-setup: $(STAMPS)/package  ## prepare .venv: pinned packages, event_camera_msgs, this package
+setup: $(STAMPS)/package  ## prepare .venv: pinned packages, event messages, this package
 
 demo: setup  ## simulate, replay through the node, check; RECORDING=path (CALIB=file) takes yours
 	$(RUN) demo $(if $(RECORDING),--recording "$(RECORDING)") $(if $(CALIB),--calib "$(CALIB)")
 
+# Nodes in processes of their own need the cores for themselves: those tests run one after the other.
 test: setup  ## run the tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadfile --ignore-glob='*/test_ros_*'
+	.venv/bin/python -m pytest test/test_ros_*.py
 
 lint: setup  ## ruff and pyright
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 
-bench: setup  ## measure speed on this machine; SECTION=operator, egomotion or flow: one part
+bench: setup  ## measure speed on this machine; SECTION=decoding, load, operator, egomotion, flow or intake: one part
 	$(RUN) bench $(SECTION)
 
 clean:  ## remove the environment and everything that was built or written

@@ -165,6 +165,16 @@ class Listener:
 
         seen = len(self.diagnostics)
         self.wait_for(lambda: len(self.diagnostics) >= seen + 2 and idle(), 120, "the last window")
+        self.hear_all()
+
+    def hear_all(self) -> None:
+        """Until nothing comes any more: spin_once takes one message a topic, so that of a topic
+        with many of them some are still queued here when the node has long been idle."""
+        quiet_s, waited_s = 0.2, 0.0
+        while waited_s < quiet_s:
+            started_s = time.monotonic()
+            rclpy.spin_once(self.node, timeout_sec=quiet_s)
+            waited_s = time.monotonic() - started_s
 
 
 class Ros:

@@ -111,6 +111,7 @@ def test_flow_and_twist_from_a_bag(ros: Ros, recording: Path) -> None:
     listener.spin_for(0.5)
     replay_all(ros, listener, recording)
     listener.wait_for(lambda: flow.stamps("")[-1:] == flow.stamps("/residual")[-1:], 20, "fields")
+    listener.hear_all()
 
     assert len(listener.twists) >= 100
     assert listener.figure("published") == len(listener.twists)
