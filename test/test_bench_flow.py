@@ -142,7 +142,10 @@ def test_an_absent_folder_and_a_part_of_another_section_are_refused(
 ):
     for arguments, message in (
         (["flow", "--data", "/absent"], "--data /absent: no such folder; expected one of"),
-        (["flow", "--part", "slow"], "part 'slow': expected one of throughput, scenes, real, "),
+        (
+            ["flow", "--part", "slow"],
+            "part 'slow': expected one of throughput, cuda, scenes, real, ",
+        ),
         (["operator", "--part", "real"], "part 'real': expected one of no part, or none"),
     ):
         assert cli.main(["bench", *arguments]) == 2

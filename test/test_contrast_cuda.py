@@ -52,14 +52,14 @@ def loaded(interpret: bool) -> tuple[ModuleType, ModuleType]:
     modules = []
     with mock.patch.dict(sys.modules), knobs.runtime.scope():
         knobs.runtime.interpret = interpret
-        for name in ("solver_cuda", "contrast_cuda"):  # the second imports the first
+        for name in ("solver_cuda", "image_cuda", "contrast_cuda"):  # the last imports the others
             found = importlib.util.find_spec(f"event_binning_grad.estimation.{name}")
             assert found is not None
             assert found.loader is not None
             module = sys.modules[found.name] = importlib.util.module_from_spec(found)
             found.loader.exec_module(module)
             modules.append(module)
-    return modules[1], modules[0]
+    return modules[2], modules[0]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from event_binning_grad.binning import reference
+from event_binning_grad.errors import ConfigError
 
 _TRITON = (3, 4)
 
@@ -49,3 +50,12 @@ def has_triton() -> bool:
     # Its own word: the distribution goes by several names.
     found = re.match(r"(\d+)\.(\d+)", triton.__version__)
     return found is not None and (int(found[1]), int(found[2])) >= _TRITON
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError where a CUDA device is asked for and there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device {device!r}: torch finds no CUDA device; expected 'cpu', or 'cuda' on a "
+            "machine with an NVIDIA GPU and a CUDA build of torch"
+        )

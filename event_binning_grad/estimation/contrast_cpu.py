@@ -4,10 +4,7 @@ Twin of `contrast.TorchContrast` for bilinear votes. One 4-tap scatter and one 1
 the events, nothing allocated that grows with taps x events. The work is cut into parts by the size
 of the problem alone and summed in order, so the result is the same bit for bit at any number of
 threads.
-
-Events go through in blocks whose intermediate values lie in one scratch array, at offsets that the
-compiler knows. Only so can it tell that they do not overlap, and use vector instructions: with an
-array for each value the same loops take five times as long.
+Events go through in blocks, see `image_cpu`.
 """
 
 from __future__ import annotations
@@ -30,14 +27,27 @@ from event_binning_grad.estimation.contrast import (
     WindowEvents,
     events_taken,
 )
+from event_binning_grad.estimation.image_cpu import (
+    BEND,
+    BLOCK,
+    FLAGS,
+    OWN,
+    PAD,
+    SEEN,
+    SLOPE,
+    U,
+    V,
+    add_votes,
+    find_bins,
+    raw_slopes,
+    sum_columns,
+    sum_rows,
+)
 from event_binning_grad.estimation.iwe_grid import IweGrid
 from event_binning_grad.estimation.motion import PARAMETERS
 from event_binning_grad.estimation.trust import structure
-from event_binning_grad.estimation.vectors import weigh_rows
 from event_binning_grad.numba_threads import parallel_section
 
-# Empty bins around the image, so that the taps of an event at its border need no test.
-_PAD = 4
 # Events a part, the unit of work of a thread, in the gather; the scatter's parts hold more,
 # because each has an image of its own to clear and to add.
 _PART = 2048
@@ -46,29 +56,15 @@ _MAX_IMAGES = 8
 # as they would save, and a robot has other work for them.
 PARALLEL_FROM = 50_000
 
-# Events in a block: the scratch stays in the L1 cache.
-_BLOCK = 256
-# Offsets in the scratch: the events, ...
-_X, _Y, _TAU, _RHO = (n * _BLOCK for n in range(4))
+# Offsets in the scratch, behind those of image_cpu: the events, ...
+_X, _Y, _TAU, _RHO = (OWN + n * BLOCK for n in range(4))
 # ... their rotation vectors, rotated bearings, images of the points (x, y, 1 / z), tau * rho, ...
-_THETA, _ROTATED, _POINT, _SHIFT = (n * _BLOCK for n in (4, 7, 10, 13))
-# ... bins (u, v), then their fractional parts, and whether they are on the image, ...
-_U, _V, _SEEN = (n * _BLOCK for n in (14, 15, 16))
-# ... derivatives of the objective by (u, v): two slopes, and curvatures uu, uv, vv, ...
-_SLOPE, _BEND = 17 * _BLOCK, 19 * _BLOCK
+_THETA, _ROTATED, _POINT, _SHIFT = (OWN + n * BLOCK for n in (4, 7, 10, 13))
 # ... derivatives of u or v by the point, of u and of v by theta, of the objective by theta, and a
 # row of the Hessian on its way.
-_BY_POINT, _U_BY_THETA, _V_BY_THETA, _BY_THETA = (n * _BLOCK for n in (22, 25, 28, 31))
-_ROW_U, _ROW_V = (n * _BLOCK for n in (34, 35))
-_SCRATCH = 36 * _BLOCK
-
-_FLAGS: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    # Reassociation lets the sums vectorise. NaN keeps its meaning: it marks events to drop.
-    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-    "cache": True,
-}
+_BY_POINT, _U_BY_THETA, _V_BY_THETA, _BY_THETA = (OWN + n * BLOCK for n in (14, 17, 20, 23))
+_ROW_U, _ROW_V = (OWN + n * BLOCK for n in (26, 27))
+_SCRATCH = OWN + 28 * BLOCK
 
 # Objectives whose cotangent is the image itself but for a constant and a factor.
 _NATIVE = ("variance", "mean_square")
@@ -110,13 +106,13 @@ class CpuContrast(HostContrast):
         return self.last_iwe()
 
     def last_iwe(self) -> Float32:
-        return self._last[_PAD:-_PAD, _PAD:-_PAD]
+        return self._last[PAD:-PAD, PAD:-PAD]
 
     def evaluate(self, parameters: Float64, bin_size: float, share: float = 1.0) -> ContrastPass:
         taken = events_taken(len(self._window), share)
         columns = self._columns(taken)
         image, total, square = self._scatter(columns, parameters, bin_size)
-        bins = (image.shape[0] - 2 * _PAD) * (image.shape[1] - 2 * _PAD)
+        bins = (image.shape[0] - 2 * PAD) * (image.shape[1] - 2 * PAD)
         mean = total / bins
         value, cotangent, scale = square / bins - mean**2, image, 2 / bins
         if self._config.objective == "mean_square":
@@ -141,7 +137,7 @@ class CpuContrast(HostContrast):
 
     def _variance(self) -> float:
         """Of the last image."""
-        bins = (self._last.shape[0] - 2 * _PAD) * (self._last.shape[1] - 2 * _PAD)
+        bins = (self._last.shape[0] - 2 * PAD) * (self._last.shape[1] - 2 * PAD)
         total, square = self._sums
         return square / bins - (total / bins) ** 2
 
@@ -167,7 +163,7 @@ class CpuContrast(HostContrast):
             parts = max(1, min(_MAX_IMAGES, events // max(8192, rows * cols // 8)))
         images = self._images.get(bin_size)
         if images is None or len(images) < parts:
-            images = np.empty((parts, rows + 2 * _PAD, cols + 2 * _PAD), np.float32)
+            images = np.empty((parts, rows + 2 * PAD, cols + 2 * PAD), np.float32)
             self._images[bin_size] = images
         self._last = images[0]
         # Beyond the border the image is as good as its mean: leaving it earns nothing.
@@ -189,19 +185,19 @@ class CpuContrast(HostContrast):
 
         from event_binning_grad.estimation.objectives import OBJECTIVES
 
-        inner = torch.from_numpy(image[_PAD:-_PAD, _PAD:-_PAD]).requires_grad_()
+        inner = torch.from_numpy(image[PAD:-PAD, PAD:-PAD]).requires_grad_()
         value = OBJECTIVES[self._config.objective](inner)
         (cotangent,) = torch.autograd.grad(value, inner)
         if self._cotangent.shape != image.shape:
             self._cotangent = np.zeros_like(image)
-        self._cotangent[_PAD:-_PAD, _PAD:-_PAD] = cotangent.numpy()
+        self._cotangent[PAD:-PAD, PAD:-PAD] = cotangent.numpy()
         return value.item(), self._cotangent
 
     def _projection(self, bin_size: float) -> Float32:
         """Rows u, v in bins of the padded image: m0, m1, offset."""
         if bin_size not in self._projections:
             rows = np.column_stack([self._grid.matrix, self._grid.offset]) / bin_size
-            rows[:, 2] += _PAD
+            rows[:, 2] += PAD
             self._projections[bin_size] = rows.astype(np.float32)
         return self._projections[bin_size]
 
@@ -222,7 +218,7 @@ def _so3_coefficients(s):
     return f(1) - s * c, b, c
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _warp(x, y, tau, rho, motion, projection, first, count, s):
     """Loads a block of events and warps them: theta, rotated, point, shift, and (u, v)."""
     w0, w1, w2, a0, a1, a2 = motion[0], motion[1], motion[2], motion[3], motion[4], motion[5]
@@ -255,42 +251,27 @@ def _warp(x, y, tau, rho, motion, projection, first, count, s):
         inverse = inverse if pz > near else np.float32(np.nan)
         px *= inverse
         py *= inverse
-        s[_THETA + k], s[_THETA + _BLOCK + k], s[_THETA + 2 * _BLOCK + k] = rx, ry, rz
-        s[_ROTATED + k], s[_ROTATED + _BLOCK + k], s[_ROTATED + 2 * _BLOCK + k] = qx, qy, qz
-        s[_POINT + k], s[_POINT + _BLOCK + k], s[_POINT + 2 * _BLOCK + k] = px, py, inverse
+        s[_THETA + k], s[_THETA + BLOCK + k], s[_THETA + 2 * BLOCK + k] = rx, ry, rz
+        s[_ROTATED + k], s[_ROTATED + BLOCK + k], s[_ROTATED + 2 * BLOCK + k] = qx, qy, qz
+        s[_POINT + k], s[_POINT + BLOCK + k], s[_POINT + 2 * BLOCK + k] = px, py, inverse
         s[_SHIFT + k] = shift
-        s[_U + k] = p00 * px + p01 * py + p02
-        s[_V + k] = p10 * px + p11 * py + p12
+        s[U + k] = p00 * px + p01 * py + p02
+        s[V + k] = p10 * px + p11 * py + p12
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _scatter_part(x, y, tau, rho, motion, projection, start, stop, image):
     rows, cols = image.shape
     image[:] = 0
     flat = image.reshape(-1)
     s = np.empty(_SCRATCH, np.float32)
-    one, next_ = np.float32(1), np.uintp(1)
-    low = np.float32(_PAD - 1)
-    right, bottom = np.float32(cols - _PAD), np.float32(rows - _PAD)
-    for first in range(start, stop, _BLOCK):
-        count = min(_BLOCK, stop - first)
+    for first in range(start, stop, BLOCK):
+        count = min(BLOCK, stop - first)
         _warp(x, y, tau, rho, motion, projection, first, count, s)
-        for k in range(count):
-            u, v = s[_U + k], s[_V + k]
-            if not (u >= low and u < right and v >= low and v < bottom):
-                continue
-            i, j = int(u), int(v)  # positive: truncation is floor
-            fu, fv = u - np.float32(i), v - np.float32(j)
-            gu, gv = one - fu, one - fv
-            upper = np.uintp(j * cols + i)
-            lower = upper + np.uintp(cols)
-            flat[upper] += gv * gu
-            flat[upper + next_] += gv * fu
-            flat[lower] += fv * gu
-            flat[lower + next_] += fv * fu
+        add_votes(count, cols, rows, s, flat)
 
 
-@numba.njit(parallel=True, **_FLAGS)
+@numba.njit(parallel=True, **FLAGS)
 def _scatter(x, y, tau, rho, motion, projection, images, filled):
     """Bins the warped events; the sum of the parts' images ends in images[0], and its padding gets
     the image's mean if it is to be filled, else zero.
@@ -303,138 +284,64 @@ def _scatter(x, y, tau, rho, motion, projection, images, filled):
         start, stop = events * p // parts, events * (p + 1) // parts
         _scatter_part(x, y, tau, rho, motion, projection, start, stop, images[p])
     sums = np.zeros((rows, 2))
-    for j in numba.prange(_PAD, rows - _PAD):
+    for j in numba.prange(PAD, rows - PAD):
         _add_row(images, j, sums[j])
     return _pad(images[0], sums, filled)
 
 
 # A def of its own: numba's cache does not tell a parallel build of a function from a serial one.
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _scatter_serial(x, y, tau, rho, motion, projection, images, filled):
     """`_scatter` on the calling thread, for images [1, rows, cols]."""
     rows = images.shape[1]
     _scatter_part(x, y, tau, rho, motion, projection, 0, len(tau), images[0])
     sums = np.zeros((rows, 2))
-    for j in range(_PAD, rows - _PAD):
+    for j in range(PAD, rows - PAD):
         _add_row(images, j, sums[j])
     return _pad(images[0], sums, filled)
 
 
 # Not part of the parallel functions: numba would split the sums by threads.
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _pad(image, sums, filled):
     """Fills the padding; returns the sum and the sum of squares of the rest."""
     rows, cols = image.shape
     total, square = sums[:, 0].sum(), sums[:, 1].sum()
-    border = total / ((rows - 2 * _PAD) * (cols - 2 * _PAD)) if filled else 0.0
-    image[:_PAD], image[rows - _PAD :] = border, border
-    image[:, :_PAD], image[:, cols - _PAD :] = border, border
+    border = total / ((rows - 2 * PAD) * (cols - 2 * PAD)) if filled else 0.0
+    image[:PAD], image[rows - PAD :] = border, border
+    image[:, :PAD], image[:, cols - PAD :] = border, border
     return total, square
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _add_row(images, j, sums):
     parts, _, cols = images.shape
     total, square = np.float32(0), np.float32(0)
     for p in range(1, parts):
-        for i in range(_PAD, cols - _PAD):
+        for i in range(PAD, cols - PAD):
             images[0, j, i] += images[p, j, i]
-    for i in range(_PAD, cols - _PAD):
+    for i in range(PAD, cols - PAD):
         total += images[0, j, i]
         square += images[0, j, i] * images[0, j, i]
     sums[0], sums[1] = total, square
 
 
-@numba.njit(inline="always")
-def _cubic_taps(r):
-    """The cubic B-spline at its four taps, and its first and second derivatives."""
-    one, two, three = np.float32(1), np.float32(2), np.float32(3)
-    half, third, sixth = np.float32(0.5), np.float32(2 / 3), np.float32(1 / 6)
-    q = one - r
-    inner, inner_q = third - r * r * (one - half * r), third - q * q * (one - half * q)
-    taps = (q * q * q * sixth, inner, inner_q, r * r * r * sixth)
-    slope, slope_q = r * (half * three * r - two), q * (two - half * three * q)
-    first = (-half * q * q, slope, slope_q, half * r * r)
-    return taps, first, (q, three * r - two, three * q - two, r)
-
-
-@numba.njit(**_FLAGS)
-def _find_bins(count, rows, cols, s, corners):
-    """The corner of each event's 4 x 4 bins; (u, v) become their fractional parts."""
-    low = np.float32(_PAD - 3)
-    right, bottom = np.float32(cols - _PAD + 2), np.float32(rows - _PAD + 2)
-    for k in range(count):
-        u, v = s[_U + k], s[_V + k]
-        seen = (u >= low) & (u < right) & (v >= low) & (v < bottom)
-        u = u if seen else np.float32(_PAD)
-        v = v if seen else np.float32(_PAD)
-        i, j = np.int32(u), np.int32(v)
-        corners[k] = (j - np.int32(1)) * np.int32(cols) + i - np.int32(1)
-        s[_U + k], s[_V + k] = u - np.float32(i), v - np.float32(j)
-        s[_SEEN + k] = np.float32(1) if seen else np.float32(0)
-
-
-@numba.njit(**_FLAGS)
-def _sum_rows(count, image, corners, s, columns):
-    """Sums of each event's four rows of bins, weighted by the kernel, its slope and curvature:
-    columns [3, BLOCK, 4]."""
-    flat, cols, apart = image.reshape(-1), np.uintp(image.shape[1]), np.uintp(4 * _BLOCK)
-    for k in range(count):
-        weights = _cubic_taps(s[_V + k])
-        corner, at = np.uintp(corners[k]), np.uintp(4 * k)
-        weigh_rows(flat, corner, cols, weights, columns, at, apart)  # pyright: ignore # intrinsic
-
-
-@numba.njit(**_FLAGS)
-def _sum_columns(count, columns, s):
-    """Slopes and curvatures of sum_j c_j kappa by (u, v), kappa the cubic B-spline (hat * hat)."""
-    second, third = 4 * _BLOCK, 8 * _BLOCK
-    for k in range(count):
-        (k0, k1, k2, k3), (d0, d1, d2, d3), (e0, e1, e2, e3) = _cubic_taps(s[_U + k])
-        n = 4 * k
-        a0, a1, a2, a3 = columns[n], columns[n + 1], columns[n + 2], columns[n + 3]
-        n = 4 * k + second
-        b0, b1, b2, b3 = columns[n], columns[n + 1], columns[n + 2], columns[n + 3]
-        n = 4 * k + third
-        c0, c1, c2, c3 = columns[n], columns[n + 1], columns[n + 2], columns[n + 3]
-        seen = s[_SEEN + k]
-        s[_SLOPE + k] = seen * (a0 * d0 + a1 * d1 + a2 * d2 + a3 * d3)
-        s[_SLOPE + _BLOCK + k] = seen * (b0 * k0 + b1 * k1 + b2 * k2 + b3 * k3)
-        s[_BEND + k] = seen * (a0 * e0 + a1 * e1 + a2 * e2 + a3 * e3)
-        s[_BEND + _BLOCK + k] = seen * (b0 * d0 + b1 * d1 + b2 * d2 + b3 * d3)
-        s[_BEND + 2 * _BLOCK + k] = seen * (c0 * k0 + c1 * k1 + c2 * k2 + c3 * k3)
-
-
-@numba.njit(**_FLAGS)
-def _raw_slopes(count, image, corners, s):
-    """The slope of the bilinear vote itself."""
-    flat = image.reshape(-1)
-    cols = image.shape[1]
-    for k in range(count):
-        upper = corners[k] + cols + 1
-        lower = upper + cols
-        c00, c01, c10, c11 = flat[upper], flat[upper + 1], flat[lower], flat[lower + 1]
-        twist = (c11 - c10) - (c01 - c00)
-        s[_SLOPE + k] = s[_SEEN + k] * ((c01 - c00) + s[_V + k] * twist)
-        s[_SLOPE + _BLOCK + k] = s[_SEEN + k] * ((c10 - c00) + s[_U + k] * twist)
-
-
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _covectors(projection, axis, count, s):
     """d(u or v)/d point, and J_l(theta)^T (rotated x that), which is d(u or v)/d theta."""
     p0, p1 = projection[axis, 0], projection[axis, 1]
     by_theta = _V_BY_THETA if axis else _U_BY_THETA
     for k in range(count):
         # Not projected: 1 / z is NaN; the slope is zero then, and must not meet a NaN.
-        seen = s[_SEEN + k] > np.float32(0)
-        inverse = s[_POINT + 2 * _BLOCK + k]
+        seen = s[SEEN + k] > np.float32(0)
+        inverse = s[_POINT + 2 * BLOCK + k]
         inverse = inverse if seen else np.float32(0)
         dx, dy = p0 * inverse, p1 * inverse
-        dz = -(p0 * s[_POINT + k] + p1 * s[_POINT + _BLOCK + k]) * inverse
+        dz = -(p0 * s[_POINT + k] + p1 * s[_POINT + BLOCK + k]) * inverse
         dz = dz if seen else np.float32(0)
-        x, y, z = s[_ROTATED + k], s[_ROTATED + _BLOCK + k], s[_ROTATED + 2 * _BLOCK + k]
+        x, y, z = s[_ROTATED + k], s[_ROTATED + BLOCK + k], s[_ROTATED + 2 * BLOCK + k]
         a, b, c = y * dz - z * dy, z * dx - x * dz, x * dy - y * dx
-        rx, ry, rz = s[_THETA + k], s[_THETA + _BLOCK + k], s[_THETA + 2 * _BLOCK + k]
+        rx, ry, rz = s[_THETA + k], s[_THETA + BLOCK + k], s[_THETA + 2 * BLOCK + k]
         _, versine, third = _so3_coefficients(rx * rx + ry * ry + rz * rz)
         ox, oy, oz = ry * c - rz * b, rz * a - rx * c, rx * b - ry * a
         a += third * (ry * oz - rz * oy) - versine * ox
@@ -443,11 +350,11 @@ def _covectors(projection, axis, count, s):
         a = a if seen else np.float32(0)
         b = b if seen else np.float32(0)
         c = c if seen else np.float32(0)
-        s[_BY_POINT + k], s[_BY_POINT + _BLOCK + k], s[_BY_POINT + 2 * _BLOCK + k] = dx, dy, dz
-        s[by_theta + k], s[by_theta + _BLOCK + k], s[by_theta + 2 * _BLOCK + k] = a, b, c
+        s[_BY_POINT + k], s[_BY_POINT + BLOCK + k], s[_BY_POINT + 2 * BLOCK + k] = dx, dy, dz
+        s[by_theta + k], s[by_theta + BLOCK + k], s[by_theta + 2 * BLOCK + k] = a, b, c
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _jacobian(active, motion, by_theta, count, s, jacobian):
     """Fills jacobian [P, n]: d(u or v)/d parameters, from the covectors."""
     v0, v1, v2 = motion[6], motion[7], motion[8]
@@ -455,33 +362,33 @@ def _jacobian(active, motion, by_theta, count, s, jacobian):
     for n in range(len(active)):
         row, which = jacobian[n], active[n]
         if which < 3:
-            of = by_theta + which * _BLOCK
+            of = by_theta + which * BLOCK
             for k in range(count):
                 row[k] = s[_TAU + k] * s[of + k]
         elif which < 6:
-            of = by_theta + (which - 3) * _BLOCK
+            of = by_theta + (which - 3) * BLOCK
             for k in range(count):
                 row[k] = half * s[_TAU + k] * s[_TAU + k] * s[of + k]
         elif which < 9:
-            of = _BY_POINT + (which - 6) * _BLOCK
+            of = _BY_POINT + (which - 6) * BLOCK
             for k in range(count):
                 row[k] = s[_SHIFT + k] * s[of + k]
         else:
-            of = _X + (which - 9) * _BLOCK
+            of = _X + (which - 9) * BLOCK
             for k in range(count):
                 along_v = (
                     s[_BY_POINT + k] * v0
-                    + s[_BY_POINT + _BLOCK + k] * v1
-                    + s[_BY_POINT + 2 * _BLOCK + k] * v2
+                    + s[_BY_POINT + BLOCK + k] * v1
+                    + s[_BY_POINT + 2 * BLOCK + k] * v2
                 )
-                position = s[of + k] if s[_SEEN + k] > np.float32(0) else np.float32(0)
+                position = s[of + k] if s[SEEN + k] > np.float32(0) else np.float32(0)
                 row[k] = s[_TAU + k] * s[_RHO + k] * position * along_v
         if which >= 6:  # an event of unknown depth has NaN for it, and is not seen
             for k in range(count):
-                row[k] = row[k] if s[_SEEN + k] > np.float32(0) else np.float32(0)
+                row[k] = row[k] if s[SEEN + k] > np.float32(0) else np.float32(0)
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _accumulate(count, s, by_u, by_v, gradients, sums):
     """Adds the block's gradient (P), then its Hessian and its scatter matrix: their upper
     triangles, row by row, in turn."""
@@ -490,16 +397,16 @@ def _accumulate(count, s, by_u, by_v, gradients, sums):
     for a in range(size):
         total, u, v, gradient = np.float32(0), by_u[a], by_v[a], gradients[a]
         for k in range(count):
-            gradient[k] = u[k] * s[_SLOPE + k] + v[k] * s[_SLOPE + _BLOCK + k]
+            gradient[k] = u[k] * s[SLOPE + k] + v[k] * s[SLOPE + BLOCK + k]
             total += gradient[k]
         sums[n] += total
         n += 1
     for a in range(size):
         u, v, gradient = by_u[a], by_v[a], gradients[a]
         for k in range(count):
-            mixed = s[_BEND + _BLOCK + k]
-            s[_ROW_U + k] = u[k] * s[_BEND + k] + v[k] * mixed
-            s[_ROW_V + k] = u[k] * mixed + v[k] * s[_BEND + 2 * _BLOCK + k]
+            mixed = s[BEND + BLOCK + k]
+            s[_ROW_U + k] = u[k] * s[BEND + k] + v[k] * mixed
+            s[_ROW_V + k] = u[k] * mixed + v[k] * s[BEND + 2 * BLOCK + k]
         for b in range(a, size):
             total, u, v = np.float32(0), by_u[b], by_v[b]
             for k in range(count):
@@ -512,7 +419,7 @@ def _accumulate(count, s, by_u, by_v, gradients, sums):
             n += 2
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _rotates_only(active):
     """Whether the parameters are omega, or omega and alpha."""
     for n in range(len(active)):
@@ -521,7 +428,7 @@ def _rotates_only(active):
     return len(active) == 3 or len(active) == 6
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _accumulate_rotation(count, s, size, sums):
     """`_accumulate` for omega (size 3), or omega and alpha (6).
 
@@ -531,10 +438,10 @@ def _accumulate_rotation(count, s, size, sums):
     half, quarter = np.float32(0.5), np.float32(0.25)
     for a in range(3):
         first, second = np.float32(0), np.float32(0)
-        u, v, by_theta = _U_BY_THETA + a * _BLOCK, _V_BY_THETA + a * _BLOCK, _BY_THETA + a * _BLOCK
+        u, v, by_theta = _U_BY_THETA + a * BLOCK, _V_BY_THETA + a * BLOCK, _BY_THETA + a * BLOCK
         for k in range(count):
             t = s[_TAU + k]
-            slope = s[u + k] * s[_SLOPE + k] + s[v + k] * s[_SLOPE + _BLOCK + k]
+            slope = s[u + k] * s[SLOPE + k] + s[v + k] * s[SLOPE + BLOCK + k]
             s[by_theta + k] = slope
             first += t * slope
             second += t * t * slope
@@ -542,13 +449,13 @@ def _accumulate_rotation(count, s, size, sums):
         if size == 6:
             sums[a + 3] += half * second
     for a in range(3):
-        u, v, by_theta = _U_BY_THETA + a * _BLOCK, _V_BY_THETA + a * _BLOCK, _BY_THETA + a * _BLOCK
+        u, v, by_theta = _U_BY_THETA + a * BLOCK, _V_BY_THETA + a * BLOCK, _BY_THETA + a * BLOCK
         for k in range(count):
-            squared, mixed = s[_TAU + k] * s[_TAU + k], s[_BEND + _BLOCK + k]
-            s[_ROW_U + k] = squared * (s[u + k] * s[_BEND + k] + s[v + k] * mixed)
-            s[_ROW_V + k] = squared * (s[u + k] * mixed + s[v + k] * s[_BEND + 2 * _BLOCK + k])
+            squared, mixed = s[_TAU + k] * s[_TAU + k], s[BEND + BLOCK + k]
+            s[_ROW_U + k] = squared * (s[u + k] * s[BEND + k] + s[v + k] * mixed)
+            s[_ROW_V + k] = squared * (s[u + k] * mixed + s[v + k] * s[BEND + 2 * BLOCK + k])
         for b in range(a, 3):
-            u, v, other = _U_BY_THETA + b * _BLOCK, _V_BY_THETA + b * _BLOCK, _BY_THETA + b * _BLOCK
+            u, v, other = _U_BY_THETA + b * BLOCK, _V_BY_THETA + b * BLOCK, _BY_THETA + b * BLOCK
             bend2, bend3, bend4 = np.float32(0), np.float32(0), np.float32(0)
             scatter2, scatter3, scatter4 = np.float32(0), np.float32(0), np.float32(0)
             for k in range(count):
@@ -579,25 +486,25 @@ def _add(sums, size, a, b, bend, scatter):
     sums[n + 1] += scatter
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _gather_part(
     x, y, tau, rho, motion, projection, active, cotangent, unbiased, start, stop, sums
 ):
     rows, cols = cotangent.shape
     s = np.empty(_SCRATCH, np.float32)
-    corners, columns = np.empty(_BLOCK, np.int32), np.empty(12 * _BLOCK, np.float32)
-    by_u = np.empty((len(active), _BLOCK), np.float32)
+    corners, columns = np.empty(BLOCK, np.int32), np.empty(12 * BLOCK, np.float32)
+    by_u = np.empty((len(active), BLOCK), np.float32)
     by_v, gradients = np.empty_like(by_u), np.empty_like(by_u)
     sums[:] = 0
     rotates_only = _rotates_only(active)
-    for first in range(start, stop, _BLOCK):
-        count = min(_BLOCK, stop - first)
+    for first in range(start, stop, BLOCK):
+        count = min(BLOCK, stop - first)
         _warp(x, y, tau, rho, motion, projection, first, count, s)
-        _find_bins(count, rows, cols, s, corners)
-        _sum_rows(count, cotangent, corners, s, columns)
-        _sum_columns(count, columns, s)
+        find_bins(count, rows, cols, s, corners)
+        sum_rows(count, cotangent, corners, s, columns)
+        sum_columns(count, columns, s)
         if not unbiased:
-            _raw_slopes(count, cotangent, corners, s)
+            raw_slopes(count, cotangent, corners, s)
         _covectors(projection, 0, count, s)
         if rotates_only:
             _covectors(projection, 1, count, s)
@@ -609,7 +516,7 @@ def _gather_part(
         _accumulate(count, s, by_u, by_v, gradients, sums)
 
 
-@numba.njit(parallel=True, **_FLAGS)
+@numba.njit(parallel=True, **FLAGS)
 def _gather(x, y, tau, rho, motion, projection, active, cotangent, unbiased):
     """[TIME_PARTS, ...] sums over the events of each part of the window, see `_accumulate`."""
     events, size = len(tau), len(active)
@@ -625,7 +532,7 @@ def _gather(x, y, tau, rho, motion, projection, active, cotangent, unbiased):
     return _add_parts(sums)
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _gather_serial(x, y, tau, rho, motion, projection, active, cotangent, unbiased):
     """`_gather` on the calling thread."""
     events, size = len(tau), len(active)
@@ -639,12 +546,12 @@ def _gather_serial(x, y, tau, rho, motion, projection, active, cotangent, unbias
     return sums
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _add_parts(sums):
     return sums.sum(axis=1)
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _derivatives(sums, count, scale):
     """Gradients [TIME_PARTS, P], Hessian and scatter matrix [P, P] of the gather's sums, which were
     made with a cotangent image that lacks the factor `scale`."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from event_binning_grad.binning.backend import check_device, has_triton
 from event_binning_grad.errors import ConfigError
 from event_binning_grad.estimation.contrast import (
     Contrast,
@@ -386,18 +387,10 @@ def _checked(depth: Depth | None) -> Depth | None:
 def _contrast(grid: IweGrid, config: EgomotionConfig) -> Contrast:
     if config.fused and config.device == "cpu" and is_fused(config.contrast):
         return CpuContrast(grid, config.contrast)
-    import torch
+    check_device(config.device)
+    is_cuda = config.device.startswith("cuda") and has_triton()
+    if config.fused and is_cuda and is_fused(config.contrast):
+        from event_binning_grad.estimation.contrast_cuda import CudaContrast
 
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {config.device!r}: torch finds no CUDA device; expected 'cpu', or 'cuda' on a "
-            "machine with an NVIDIA GPU and a CUDA build of torch"
-        )
-    if config.fused and config.device.startswith("cuda") and is_fused(config.contrast):
-        from event_binning_grad.binning.backend import has_triton
-
-        if has_triton():
-            from event_binning_grad.estimation.contrast_cuda import CudaContrast
-
-            return CudaContrast(grid, config.contrast, config.device)
+        return CudaContrast(grid, config.contrast, config.device)
     return TorchContrast(grid, config.contrast, config.device)

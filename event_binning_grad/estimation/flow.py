@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from event_binning_grad.binning.backend import check_device, has_triton
 from event_binning_grad.errors import CalibrationError, ConfigError
 from event_binning_grad.estimation.flow_contrast import (
     REFERENCES,
@@ -22,6 +23,7 @@ from event_binning_grad.estimation.flow_contrast import (
     FlowPass,
     TorchFlowContrast,
 )
+from event_binning_grad.estimation.flow_contrast_cpu import CpuFlowContrast
 from event_binning_grad.estimation.flow_estimate import FlowConfig, FlowEstimate, FlowStatus
 from event_binning_grad.estimation.flow_grid import (
     NodeGrid,
@@ -378,14 +380,10 @@ def _points(size: tuple[int, int], camera: Camera | None) -> Float32:
 def _contrast(grid: IweGrid, config: FlowConfig) -> FlowContrast:
     unbiased = config.gradient == "unbiased"
     if config.device == "cpu" and config.fused:
-        from event_binning_grad.estimation.flow_contrast_cpu import CpuFlowContrast
-
         return CpuFlowContrast(grid, unbiased)
-    import torch
+    check_device(config.device)
+    if config.fused and config.device.startswith("cuda") and has_triton():
+        from event_binning_grad.estimation.flow_contrast_cuda import CudaFlowContrast
 
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {config.device!r}: torch finds no CUDA device; expected 'cpu', or 'cuda' on a "
-            "machine with an NVIDIA GPU and a CUDA build of torch"
-        )
+        return CudaFlowContrast(grid, unbiased, config.device)
     return TorchFlowContrast(grid, unbiased, config.device)

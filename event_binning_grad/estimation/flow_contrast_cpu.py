@@ -2,46 +2,42 @@
 
 Twin of `flow_contrast.TorchFlowContrast`: one 4-tap scatter and one 16-tap gather over the events,
 in their order and on the calling thread, so the result is the same bit for bit on any machine's
-number of cores. As in `contrast_cpu`, whose inner loops it shares, events go through in blocks
-whose intermediate values lie in one scratch array.
+number of cores. Events go through in blocks, see `image_cpu`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
-from event_binning_grad.estimation.contrast_cpu import (
-    _BEND,
-    _BLOCK,
-    _FLAGS,
-    _PAD,
-    _SEEN,
-    _SLOPE,
-    _U,
-    _V,
-    _find_bins,
-    _raw_slopes,
-    _sum_columns,
-    _sum_rows,
-)
 from event_binning_grad.estimation.flow_contrast import OWN_CURVATURE, FlowPass, part_taken
 from event_binning_grad.estimation.flow_grid import NodeGrid
+from event_binning_grad.estimation.image_cpu import (
+    BEND,
+    BLOCK,
+    FLAGS,
+    OWN,
+    PAD,
+    SEEN,
+    SLOPE,
+    U,
+    V,
+    add_votes,
+    find_bins,
+    raw_slopes,
+    sum_columns,
+    sum_rows,
+)
 from event_binning_grad.estimation.iwe_grid import IweGrid
+from event_binning_grad.estimation.vectors import add_eight
 
 Float32 = npt.NDArray[np.float32]
 
-# Offsets in the scratch, beside those of contrast_cpu: times, places in cells of the nodes' grid
-# and then their fractional parts, displacements. They lie where the egomotion has what this has
-# not.
-_S, _A, _B, _FX, _FY = (n * _BLOCK for n in range(5))
-_SCRATCH = 22 * _BLOCK
+# Offsets in the scratch, behind those of image_cpu: times, places in cells of the nodes' grid and
+# then their fractional parts, displacements.
+_S, _A, _B, _FX, _FY = (OWN + n * BLOCK for n in range(5))
+_SCRATCH = OWN + 5 * BLOCK
 # Sums of a node: gradient (2), Hessian (3), noise, support; one vector register.
 _SUMS = 8
 
@@ -102,7 +98,7 @@ class CpuFlowContrast:
         )
 
     def last_image(self) -> Float32:
-        return self._last[_PAD:-_PAD, _PAD:-_PAD]
+        return self._last[PAD:-PAD, PAD:-PAD]
 
     def picture(self, nodes: NodeGrid, displacement: Float32, grid: IweGrid) -> Float32:
         self._events = self._all
@@ -137,7 +133,7 @@ class CpuFlowContrast:
     def _image(self, grid: IweGrid, bin_size: float) -> Float32:
         rows, cols = grid.bins(bin_size).shape
         if (rows, cols) not in self._images:
-            self._images[rows, cols] = np.empty((rows + 2 * _PAD, cols + 2 * _PAD), np.float32)
+            self._images[rows, cols] = np.empty((rows + 2 * PAD, cols + 2 * PAD), np.float32)
         return self._images[rows, cols]
 
     def _projection(self, bin_size: float) -> Float32:
@@ -149,7 +145,7 @@ class CpuFlowContrast:
 def _rows(grid: IweGrid, bin_size: float) -> Float32:
     """Rows u, v in bins of the padded image: m0, m1, offset."""
     rows = np.column_stack([grid.matrix, grid.offset]) / bin_size
-    rows[:, 2] += _PAD
+    rows[:, 2] += PAD
     return rows.astype(np.float32)
 
 
@@ -158,35 +154,7 @@ def _numbers(nodes: NodeGrid) -> Float32:
     return np.array([*nodes.origin, 1 / nodes.spacing_px], np.float32)
 
 
-@intrinsic
-def _add_eight(typing_context, sums, at, weight, values, first):  # pyright: ignore
-    """sums[at : at + 8] += weight * values[first : first + 8], one-dimensional float32 arrays."""
-    signature = types.void(sums, at, weight, values, first)
-    eight = ir.VectorType(ir.FloatType(), 8)
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        sums, at, weight, values, first = arguments
-        sums_type, _, _, values_type, _ = signature.args
-
-        def place(array: Any, kind: Any, index: Any) -> Any:
-            data = context.make_array(kind)(context, builder, array).data
-            return builder.bitcast(builder.gep(data, [index]), eight.as_pointer())
-
-        to, of = place(sums, sums_type, at), place(values, values_type, first)
-        lane = builder.insert_element(
-            ir.Constant(eight, ir.Undefined), weight, ir.Constant(ir.IntType(32), 0)
-        )
-        spread = builder.shuffle_vector(lane, lane, lanes)
-        product = builder.fmul(spread, builder.load(of, align=4), flags=("contract",))
-        total = builder.fadd(builder.load(to, align=4), product, flags=("contract",))
-        builder.store(total, to, align=4)
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _find_cells(places, events, first, count, where, cols, rows, s, cells):
     """The first of each event's four nodes; (_A, _B) become the place between them. NaN: node 0."""
     x0, y0, density = where[0], where[1], where[2]
@@ -206,7 +174,7 @@ def _find_cells(places, events, first, count, where, cols, rows, s, cells):
         s[_A + k], s[_B + k] = a - np.float32(i), b - np.float32(j)
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _look_up(flow, count, cols, s, cells):
     """The displacements of a block of events."""
     one, across, n1 = np.float32(1), np.uintp(2 * cols), np.uintp(1)
@@ -228,7 +196,7 @@ def _look_up(flow, count, cols, s, cells):
         )
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _warp(x, y, times, old, new, flow, where, first, count, s, cells):
     """Moves a block of events to the reference time, by the flow at their old places."""
     events, (rows, cols, _) = len(x), flow.shape
@@ -242,37 +210,35 @@ def _warp(x, y, times, old, new, flow, where, first, count, s, cells):
         new[events + first + k] = y[first + k] - s[_S + k] * s[_FY + k]
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _move(x, y, times, old, new, flow, where):
     """Places [2 N] (all x, then all y) at the reference time, by the flow at the old ones."""
-    s, cells = np.empty(_SCRATCH, np.float32), np.empty(_BLOCK, np.int32)
-    for first in range(0, len(x), _BLOCK):
-        count = min(_BLOCK, len(x) - first)
+    s, cells = np.empty(_SCRATCH, np.float32), np.empty(BLOCK, np.int32)
+    for first in range(0, len(x), BLOCK):
+        count = min(BLOCK, len(x) - first)
         _warp(x, y, times, old, new, flow, where, first, count, s, cells)
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _project(places, events, first, count, projection, s):
     p00, p01, p02 = projection[0, 0], projection[0, 1], projection[0, 2]
     p10, p11, p12 = projection[1, 0], projection[1, 1], projection[1, 2]
     for k in range(count):
         x, y = places[first + k], places[events + first + k]
-        s[_U + k], s[_V + k] = p00 * x + p01 * y + p02, p10 * x + p11 * y + p12
+        s[U + k], s[V + k] = p00 * x + p01 * y + p02, p10 * x + p11 * y + p12
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _scatter(x, y, times, old, new, flow, where, projection, image, reference):
     """The image of the events at a reference time, and their places there in `new`; returns the sum
     of the squares of its bins. The padding is zero."""
     rows, cols = image.shape
     image[:] = 0
     flat, events = image.reshape(-1), len(x)
-    s, cells = np.empty(_SCRATCH, np.float32), np.empty(_BLOCK, np.int32)
-    one, next_, across = np.float32(1), np.uintp(1), np.uintp(cols)
-    low, later = np.float32(_PAD - 1), np.float32(reference)
-    right, bottom = np.float32(cols - _PAD), np.float32(rows - _PAD)
-    for first in range(0, events, _BLOCK):
-        count = min(_BLOCK, events - first)
+    s, cells = np.empty(_SCRATCH, np.float32), np.empty(BLOCK, np.int32)
+    later = np.float32(reference)
+    for first in range(0, events, BLOCK):
+        count = min(BLOCK, events - first)
         _warp(x, y, times, old, new, flow, where, first, count, s, cells)
         if reference != 0:
             for k in range(count):
@@ -280,43 +246,31 @@ def _scatter(x, y, times, old, new, flow, where, projection, image, reference):
             for k in range(count):
                 new[events + first + k] += later * s[_FY + k]
         _project(new, events, first, count, projection, s)
-        for k in range(count):
-            u, v = s[_U + k], s[_V + k]
-            if not (u >= low and u < right and v >= low and v < bottom):
-                continue
-            i, j = int(u), int(v)  # positive: truncation is floor
-            fu, fv = u - np.float32(i), v - np.float32(j)
-            gu, gv = one - fu, one - fv
-            upper = np.uintp(j * cols + i)
-            lower = upper + across
-            flat[upper] += gv * gu
-            flat[upper + next_] += gv * fu
-            flat[lower] += fv * gu
-            flat[lower + next_] += fv * fu
+        add_votes(count, cols, rows, s, flat)
     # Votes beyond the border are no part of the image.
-    image[:_PAD], image[rows - _PAD :] = 0, 0
-    image[:, :_PAD], image[:, cols - _PAD :] = 0, 0
+    image[:PAD], image[rows - PAD :] = 0, 0
+    image[:, :PAD], image[:, cols - PAD :] = 0, 0
     total = 0.0
-    for j in range(_PAD, rows - _PAD):
+    for j in range(PAD, rows - PAD):
         part = np.float32(0)
-        for i in range(_PAD, cols - _PAD):
+        for i in range(PAD, cols - PAD):
             part += image[j, i] * image[j, i]
         total += part
     return total
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _terms(count, projection, s, values):
     """The eight sums' terms of a block of events, an event after the other."""
     p00, p01, p10, p11 = projection[0, 0], projection[0, 1], projection[1, 0], projection[1, 1]
     two, own = np.float32(2), np.float32(OWN_CURVATURE)
     for k in range(count):
-        seen, time = s[_SEEN + k], -two * s[_S + k]
-        su, sv = s[_SLOPE + k], s[_SLOPE + _BLOCK + k]
+        seen, time = s[SEEN + k], -two * s[_S + k]
+        su, sv = s[SLOPE + k], s[SLOPE + BLOCK + k]
         gx, gy = time * (p00 * su + p10 * sv), time * (p01 * su + p11 * sv)
         time *= -s[_S + k]
-        uu, uv = s[_BEND + k] - seen * own, s[_BEND + _BLOCK + k]
-        vv = s[_BEND + 2 * _BLOCK + k] - seen * own
+        uu, uv = s[BEND + k] - seen * own, s[BEND + BLOCK + k]
+        vv = s[BEND + 2 * BLOCK + k] - seen * own
         au, av = p00 * uu + p10 * uv, p00 * uv + p10 * vv
         bu, bv = p01 * uu + p11 * uv, p01 * uv + p11 * vv
         values[8 * k], values[8 * k + 1] = gx, gy
@@ -327,23 +281,23 @@ def _terms(count, projection, s, values):
         values[8 * k + 6], values[8 * k + 7] = seen, np.float32(0)
 
 
-@numba.njit(**_FLAGS)
+@numba.njit(**FLAGS)
 def _gather(times, old, new, where, node_cols, node_rows, projection, image, unbiased, sums):
     """Adds every event's terms to its four nodes' sums [nodes * 8]."""
     rows, cols = image.shape
     events = len(times)
-    s, cells = np.empty(_SCRATCH, np.float32), np.empty(_BLOCK, np.int32)
-    corners, columns = np.empty(_BLOCK, np.int32), np.empty(12 * _BLOCK, np.float32)
-    values = np.empty(8 * _BLOCK, np.float32)
+    s, cells = np.empty(_SCRATCH, np.float32), np.empty(BLOCK, np.int32)
+    corners, columns = np.empty(BLOCK, np.int32), np.empty(12 * BLOCK, np.float32)
+    values = np.empty(8 * BLOCK, np.float32)
     one, eight, across = np.float32(1), np.uintp(8), np.uintp(8 * node_cols)
-    for first in range(0, events, _BLOCK):
-        count = min(_BLOCK, events - first)
+    for first in range(0, events, BLOCK):
+        count = min(BLOCK, events - first)
         _project(new, events, first, count, projection, s)
-        _find_bins(count, rows, cols, s, corners)
-        _sum_rows(count, image, corners, s, columns)
-        _sum_columns(count, columns, s)
+        find_bins(count, rows, cols, s, corners)
+        sum_rows(count, image, corners, s, columns)
+        sum_columns(count, columns, s)
         if not unbiased:
-            _raw_slopes(count, image, corners, s)
+            raw_slopes(count, image, corners, s)
         for k in range(count):
             s[_S + k] = times[first + k]
         _terms(count, projection, s, values)
@@ -353,7 +307,7 @@ def _gather(times, old, new, where, node_cols, node_rows, projection, image, unb
             c, d = one - a, one - b
             at, of = eight * np.uintp(cells[k]), eight * np.uintp(k)
             below = at + across
-            _add_eight(sums, at, c * d, values, of)  # pyright: ignore # intrinsic
-            _add_eight(sums, at + eight, a * d, values, of)  # pyright: ignore # intrinsic
-            _add_eight(sums, below, c * b, values, of)  # pyright: ignore # intrinsic
-            _add_eight(sums, below + eight, a * b, values, of)  # pyright: ignore # intrinsic
+            add_eight(sums, at, c * d, values, of)  # pyright: ignore # intrinsic
+            add_eight(sums, at + eight, a * d, values, of)  # pyright: ignore # intrinsic
+            add_eight(sums, below, c * b, values, of)  # pyright: ignore # intrinsic
+            add_eight(sums, below + eight, a * b, values, of)  # pyright: ignore # intrinsic

@@ -52,6 +52,9 @@ MULTICM_WINDOW_S = 80.0
 those 30,000 events, s: its published code and settings, 680 unknowns, by torch on two CPU cores,
 on undistorted coordinates. It does not run here; the ratio to it holds for such a machine only."""
 
+# Windows that are no part of what fields take: kernels are compiled, memory is found.
+_WARM_UP = 3
+
 # Windows whose true displacement is less, or more, are no part of the scenes' figures, px.
 _DISPLACEMENT_PX = (5.0, 15.0)
 # Hand-held swings before a scene with depth: those of `simulate`, where the turning makes most of
@@ -165,16 +168,33 @@ class FlowRepeatRow:
     identical: str = column("identical")
 
 
+@dataclass(frozen=True)
+class FlowCudaRow:
+    """One field after the other, from the events in the host's memory to the field there."""
+
+    sensor: str = column("sensor")
+    back_end: str = column("back end")
+    events_per_second: float = column("Mev/s", ".2f", scale=1e-6)
+    stride: int = column("stride", "d")
+    fields: int = column("fields", "d")
+    field_ms_mean: float = column("ms mean", ".2f")
+    field_ms_p50: float = column("p50", ".2f")
+    field_ms_p99: float = column("p99", ".2f")
+    fields_per_second: float = column("fields/s", ".0f")
+    iterations_mean: float = column("passes", ".1f")
+    true_displacement_px: float | None = column("px moved", ".1f")
+    epe_px: float | None = column("EPE px", ".2f")
+
+
 def throughput(settings: Settings) -> list[FlowThroughputRow]:
     """Hand-like rotation at about 1 Mev/s (346x260) and 10 Mev/s (1280x720), packets in time."""
     import torch
 
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     small = _rotation_at_1_mev_s(settings)
-    large = SimulationConfig(duration_s=0.5, width=1280, height=720, peak_rad_s=(3.0, 3.0, 3.0))
     cases = [(small, 30.0, 0)]
     if not settings.quick:
-        cases += [(small, 60.0, 0), (large, 30.0, 4)]
+        cases += [(small, 60.0, 0), (_large(), 30.0, 4)]
     rows = []
     for simulated, rate_hz, stride in cases:
         for device in devices:
@@ -188,6 +208,10 @@ def throughput(settings: Settings) -> list[FlowThroughputRow]:
 
 def _rotation_at_1_mev_s(settings: Settings) -> SimulationConfig:
     return SimulationConfig(duration_s=0.25 if settings.quick else 2.0, peak_rad_s=(3.5, 3.5, 3.5))
+
+
+def _large() -> SimulationConfig:
+    return SimulationConfig(duration_s=0.5, width=1280, height=720, peak_rad_s=(3.0, 3.0, 3.0))
 
 
 def _throughput_row(simulated: SimulationConfig, config: PipelineConfig) -> FlowThroughputRow:
@@ -217,6 +241,51 @@ def _throughput_row(simulated: SimulationConfig, config: PipelineConfig) -> Flow
         1e3 * live.cpu_s / len(live.fields),
         live.used_events / len(events),
         float(np.mean([estimate.used_share for estimate in live.fields])),
+        error and error.true_px,
+        error and error.epe_px,
+    )
+
+
+def cuda(settings: Settings) -> list[FlowCudaRow]:
+    """Fields one after the other on the CPU and on CUDA; nothing without a CUDA device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return cuda_rows(settings, ("cpu", "cuda"))
+
+
+def cuda_rows(settings: Settings, devices: Sequence[str]) -> list[FlowCudaRow]:
+    """The rows of both sensors (the small one if quick) and these devices."""
+    cases = [(_rotation_at_1_mev_s(settings), 0)]
+    if not settings.quick:
+        cases.append((_large(), 4))
+    return [
+        _cuda_row(simulated, replace(settings.config, device=device, flow_stride=stride))
+        for simulated, stride in cases
+        for device in devices
+    ]
+
+
+def _cuda_row(simulated: SimulationConfig, config: PipelineConfig) -> FlowCudaRow:
+    simulation, events = _simulated(simulated)
+    # So many windows are asked for; how long they are is up to the flow.
+    config = replace(config, estimate="flow", flow_rate_hz=100.0)
+    found = list(window_fields(events, FlowStage(config, simulation.camera)))
+    estimates = [estimate for _, estimate in found[_WARM_UP:]]
+    solve_s = np.array([estimate.solve_time_s for estimate in estimates])
+    error = pooled(window.error for window in _scored(simulation, events, config)[1:])
+    return FlowCudaRow(
+        _sensor(events),
+        config.device,
+        len(events) / _duration_s(events),
+        field_stride(config, events.width, events.height),
+        len(estimates),
+        1e3 * float(solve_s.mean()),
+        _percentile_ms(solve_s, 50),
+        _percentile_ms(solve_s, 99),
+        float(1 / solve_s.mean()),
+        float(np.mean([estimate.iterations for estimate in estimates])),
         error and error.true_px,
         error and error.epe_px,
     )
@@ -550,6 +619,12 @@ FLOW_PARTS = {
         "it; used: share of all events, and of a window's; EPE: at full resolution, of all windows "
         "but the first",
     ),
+    "cuda": FlowPart(
+        cuda,
+        "CUDA beside the CPU, simulated rotation, one field after the other",
+        "ms: one field, by the clock, from the events in the host's memory to the field there; "
+        "fields/s: by their mean; EPE: at full resolution, of all windows but the first",
+    ),
     "scenes": FlowPart(
         scenes,
         "simulated scenes with depth, hand-held motion, the node's windows",
@@ -601,6 +676,8 @@ def bench_flow(
 
 
 def _why_left_out(settings: Settings, name: str) -> str:
+    if name == "cuda":
+        return "left out: no CUDA device"
     folder = recordings_folder(settings)
     if folder is None:
         return f"left out: no --data DIR, and no {RECORDINGS}"
