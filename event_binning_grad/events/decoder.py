@@ -9,15 +9,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_binning_grad.errors import PacketError
-from event_binning_grad.events.evt3 import Evt3Part, Evt3Stream
+from event_binning_grad.events.evt2 import Evt2Stream
+from event_binning_grad.events.evt3 import Evt3Stream
 from event_binning_grad.events.fixed_size import (
-    FixedSizePart,
+    BYTES_PER_EVENT,
     FixedSizeStream,
     check_fixed_size,
+    check_time_base,
 )
-from event_binning_grad.events.types import NS_PER_S, NS_PER_US, Events, PacketLike, stamp_to_ns
+from event_binning_grad.events.libcaer_cmp import WORD_BYTES, LibcaerCmpStream
+from event_binning_grad.events.part import Part
+from event_binning_grad.events.types import (
+    NO_TRIGGERS,
+    NS_PER_S,
+    NS_PER_US,
+    Events,
+    PacketLike,
+    Triggers,
+    stamp_to_ns,
+)
 
-SUPPORTED_ENCODINGS = ("evt3", "libcaer", "mono")
+# Words that build on the words of packets before.
+WORD_STREAMS = ("evt3", "evt2", "evt21")
+SUPPORTED_ENCODINGS = (
+    *WORD_STREAMS,
+    "libcaer",
+    "libcaer_cmp",
+    "mono",
+    "trigger",
+    "event_array",
+    "event_array_ros1",
+    "dv",
+)
 MAX_SENSOR_SIDE = 1 << 16  # x and y are uint16
 MAX_SILENCE_NS = 3600 * NS_PER_S
 
@@ -41,7 +64,7 @@ class DecoderCounters:
     late_packets: int = 0
     """Packets that came after later ones, and were dropped."""
     cut_packets: int = 0
-    """EVT 3.0 packets that ended inside a word whose rest never came."""
+    """EVT packets that ended inside a word whose rest never came."""
     rejected_packets: int = 0
     """Packets that could not be decoded."""
     shed_packets: int = 0
@@ -49,23 +72,27 @@ class DecoderCounters:
     out_of_bounds_events: int = 0
     """Events dropped because they lie outside width x height."""
     unsynchronised_events: int = 0
-    """EVT 3.0 events dropped because their time or row was lost with earlier packets."""
+    """Events dropped because their time or place was lost with earlier packets (EVT) or words."""
     discarded_events: int = 0
     """Events dropped because the clock was reset later in the same packet."""
     invalid_events: int = 0
-    """libcaer events that the camera itself marked as invalid, dropped."""
+    """Events dropped that the camera marked as invalid (libcaer) or that lie before 1970 or after
+    2116 (event_array, dv)."""
     time_steps_back: int = 0
     """Steps back of the sensor's clock; within 10 ms the events keep the last time before."""
     clock_resets: int = 0
     """Larger steps back, and restarts of the stream (seq running backwards)."""
     clock_gaps: int = 0
-    """Silences of more than 8 s, bridged by the header stamps (EVT 3.0)."""
+    """Silences of more than 8 s, bridged by the header stamps (EVT)."""
     unknown_words: int = 0
-    """EVT 3.0 words that the format does not define, skipped."""
+    """Words that the format does not define, skipped (EVT, libcaer_cmp)."""
     ignored_words: int = 0
-    """EVT 3.0 words without events (OTHERS and CONTINUED), skipped."""
+    """EVT words without events (OTHERS and CONTINUED), skipped."""
     trigger_events: int = 0
-    """Edges of the external trigger input, skipped."""
+    """Edges of the external trigger input, handed on as DecodedPacket.triggers."""
+    lost_triggers: int = 0
+    """Edges dropped because their time was lost with earlier packets, or the clock was reset later
+    in the same packet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +105,14 @@ class DecodedPacket:
     clock_reset: True if the time goes on from another value: an offset to another clock that was
         learnt before is void.
     from_start: False if events before the first one were dropped, for want of time or row.
+    triggers: edges of the external trigger input, in the clock of the events.
     """
 
     events: Events
     discontinuity: str | None = None
     clock_reset: bool = False
     from_start: bool = True
+    triggers: Triggers = NO_TRIGGERS
 
 
 class PacketDecoder:
@@ -95,10 +124,14 @@ class PacketDecoder:
 
     def __init__(self) -> None:
         self.counters = DecoderCounters()
-        self._evt3 = Evt3Stream()
-        self._fixed_size = {
-            "mono": FixedSizeStream("mono"),
-            "libcaer": FixedSizeStream("libcaer"),
+        self._word_streams: dict[str, Evt3Stream | Evt2Stream] = {
+            "evt3": Evt3Stream(),
+            "evt2": Evt2Stream(),
+            "evt21": Evt2Stream(vectors=True),
+        }
+        self._packet_streams: dict[str, FixedSizeStream | LibcaerCmpStream] = {
+            **{encoding: FixedSizeStream(encoding) for encoding in BYTES_PER_EVENT},
+            "libcaer_cmp": LibcaerCmpStream(),
         }
         self._format: tuple[str, int, int, bool] | None = None
         self._seq: int | None = None
@@ -125,10 +158,16 @@ class PacketDecoder:
         reasons: list[str] = []
         clock_reset = self._follow(packet, reasons)
         self.counters.packets += 1
-        if packet.encoding == "evt3":
-            part = self._decode_evt3(packet, data, reasons)
+        if packet.encoding in WORD_STREAMS:
+            part = self._decode_words(packet, data, reasons)
         else:
-            part = self._decode_fixed_size(packet, data)
+            part = self._packet_streams[packet.encoding].decode(
+                data,
+                packet.width,
+                packet.height,
+                int(packet.time_base),
+                bool(packet.is_bigendian),
+            )
         return self._conclude(packet, part, reasons, clock_reset)
 
     def skip(self, packets: int) -> None:
@@ -151,8 +190,15 @@ class PacketDecoder:
                 f"{MAX_SENSOR_SIDE} pixels a side: the driver must fill width and height"
             )
         data = payload_bytes(packet.events)
-        if packet.encoding != "evt3":
+        if packet.encoding in BYTES_PER_EVENT:
             check_fixed_size(packet.encoding, len(data), int(packet.time_base))
+        elif packet.encoding == "libcaer_cmp":
+            if len(data) % WORD_BYTES:
+                raise PacketError(
+                    f"a libcaer_cmp packet has {len(data)} bytes, expected a multiple of "
+                    f"{WORD_BYTES}: the packet is cut short or its encoding is another"
+                )
+            check_time_base(packet.encoding, int(packet.time_base))
         return data
 
     def _follow(self, packet: PacketLike, reasons: list[str]) -> bool:
@@ -176,38 +222,36 @@ class PacketDecoder:
         if before is not None and missing:
             reasons.append(f"{missing} packets were lost before seq {seq}")
             self._gap = range(before + 1, seq)
-            self._evt3.lose()
+            self._lose()
         elif shed:
             reasons.append(f"{shed} packets were shed before seq {seq}")
-            self._evt3.lose()
+            self._lose()
         elif rejected:
             reasons.append(f"{rejected} packets before seq {seq} were rejected")
-            self._evt3.lose()
+            self._lose()
         return False
 
+    def _lose(self) -> None:
+        for stream in self._word_streams.values():
+            stream.lose()
+
     def _restart(self) -> None:
-        self._evt3.restart()
-        for stream in self._fixed_size.values():
+        for stream in (*self._word_streams.values(), *self._packet_streams.values()):
             stream.restart()
         self._reference = None
 
-    def _decode_evt3(
+    def _decode_words(
         self, packet: PacketLike, data: NDArray[np.uint8], reasons: list[str]
-    ) -> Evt3Part:
+    ) -> Part:
         stamp = stamp_to_ns(packet.header.stamp)
-        part = self._evt3.decode(
+        stream = self._word_streams[packet.encoding]
+        part = stream.decode(
             data, packet.width, packet.height, self._hint_us(stamp), bool(packet.is_bigendian)
         )
-        if self._evt3.last_us is not None:
-            self._reference = (stamp, self._evt3.last_us)
-        counters = self.counters
-        counters.unknown_words += part.unknown_words
-        counters.ignored_words += part.ignored_words
-        counters.trigger_events += part.triggers
-        counters.unsynchronised_events += part.unsynchronised
-        counters.clock_gaps += part.gaps
+        if stream.last_us is not None:
+            self._reference = (stamp, stream.last_us)
         if part.was_cut:
-            counters.cut_packets += 1
+            self.counters.cut_packets += 1
             reasons.append("the packet before was cut short inside a word")
         if part.gaps:
             reasons.append("the stream was silent for longer than half a wrap of its clock")
@@ -225,35 +269,34 @@ class PacketDecoder:
             silence_ns = 0
         return time_us + silence_ns // NS_PER_US
 
-    def _decode_fixed_size(self, packet: PacketLike, data: NDArray[np.uint8]) -> FixedSizePart:
-        part = self._fixed_size[packet.encoding].decode(
-            data, packet.width, packet.height, int(packet.time_base), bool(packet.is_bigendian)
-        )
-        self.counters.invalid_events += part.invalid
-        return part
-
     def _conclude(
         self,
         packet: PacketLike,
-        part: Evt3Part | FixedSizePart,
+        part: Part,
         reasons: list[str],
         clock_reset: bool,
     ) -> DecodedPacket:
-        counters, on_events = self.counters, int(np.count_nonzero(part.p))
+        counters, on_events = self.counters, int(np.count_nonzero(part.p.view(np.bool_)))
         counters.events += len(part.t)
         counters.on_events += on_events
         counters.off_events += len(part.t) - on_events
         counters.out_of_bounds_events += part.out_of_bounds
+        counters.unsynchronised_events += part.unsynchronised
         counters.discarded_events += part.discarded
+        counters.invalid_events += part.invalid
+        counters.unknown_words += part.unknown_words
+        counters.ignored_words += part.ignored_words
+        counters.trigger_events += len(part.triggers)
+        counters.lost_triggers += part.lost_triggers
+        counters.clock_gaps += part.gaps
         counters.time_steps_back += part.steps_back
         counters.clock_resets += part.resets
         if part.resets:
             reasons.append("the sensor's clock went back by more than 10 ms")
         events = Events(part.t, part.x, part.y, part.p, packet.width, packet.height)
-        missing = part.unsynchronised if isinstance(part, Evt3Part) else 0
-        from_start = not (part.discarded or missing)
+        from_start = not (part.discarded or part.unsynchronised)
         reset = clock_reset or part.resets > 0
-        return DecodedPacket(events, "; ".join(reasons) or None, reset, from_start)
+        return DecodedPacket(events, "; ".join(reasons) or None, reset, from_start, part.triggers)
 
 
 def payload_bytes(events: Any) -> NDArray[np.uint8]:
@@ -278,5 +321,8 @@ def warm_up() -> None:
     """Compiles the decoders (seconds the first time, cached then), so that no packet waits."""
     none = payload_bytes(b"")
     Evt3Stream().decode(none, 1, 1)
-    FixedSizeStream("mono").decode(none, 1, 1, 0, False)
-    FixedSizeStream("libcaer").decode(none, 1, 1, 0, False)
+    for vectors in (False, True):
+        Evt2Stream(vectors=vectors).decode(none, 1, 1)
+    LibcaerCmpStream().decode(none, 1, 1, 0, False)
+    for encoding in BYTES_PER_EVENT:
+        FixedSizeStream(encoding).decode(none, 1, 1, 0, False)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from event_binning_grad.errors import ConfigError, EventBinningError
 from event_binning_grad.events.evt3 import (
@@ -182,3 +183,159 @@ def _encode(t_us, x, y, p, new_packet, state, words):
         n += 1
     state[_HIGH], state[_LOW], state[_ROW] = high, low, row
     return n
+
+
+def encode_evt2(events: Events) -> tuple[int, NDArray[np.uint8]]:
+    """time_base and EVT 2.0 words of one stretch of events, decodable alone."""
+    return 0, _evt2_words(events, np.ones(len(events), bool))[0].view(np.uint8)
+
+
+def encode_evt21(events: Events) -> tuple[int, NDArray[np.uint8]]:
+    """time_base and EVT 2.1 words (the whole 64 bits little-endian); decodable alone.
+
+    Neighbours in the stream that share time, row, polarity and a block of 32 columns, with rising
+    columns, form one word.
+    """
+    t_us, block, x = events.t // NS_PER_US, events.x >> 5, events.x
+    begins = np.ones(len(events), bool)
+    begins[1:] = (
+        (np.diff(t_us) != 0)
+        | (block[1:] != block[:-1])
+        | (events.y[1:] != events.y[:-1])
+        | (events.p[1:] != events.p[:-1])
+        | (x[1:] <= x[:-1])
+    )
+    bits = np.left_shift(np.uint64(1), (x & 31).astype(np.uint64))
+    at = np.flatnonzero(begins)
+    masks = np.bitwise_or.reduceat(bits, at) if len(at) else bits
+    aligned = Events(events.t, (block << 5).astype(np.uint16), events.y, events.p, 2048, 2048)
+    upper, is_event = _evt2_words(aligned, begins)
+    words = upper.astype("<u8") << np.uint64(32)
+    words[is_event] |= masks
+    return 0, words.view(np.uint8)
+
+
+def _evt2_words(
+    events: Events, begins: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+    """Words of the events where begins, with TIME_HIGH before each change of the high bits; and
+    which of the words are events."""
+    t_us = events.t[begins] // NS_PER_US
+    high = t_us >> 6
+    changes = np.ones(len(high), bool)
+    changes[1:] = np.diff(high) != 0
+    place = np.arange(len(high)) + np.cumsum(changes)
+    words = np.empty(len(high) + int(changes.sum()), "<u4")
+    words[place] = (
+        (events.p[begins].astype(np.uint32) << 28)
+        | ((t_us & 0x3F) << 22).astype(np.uint32)
+        | (events.x[begins].astype(np.uint32) << 11)
+        | events.y[begins]
+    )
+    words[place[changes] - 1] = (0x8 << 28 | (high[changes] & 0xFFFFFFF)).astype(np.uint32)
+    is_event = np.zeros(len(words), bool)
+    is_event[place] = True
+    return words, is_event
+
+
+def encode_mono(events: Events) -> tuple[int, NDArray[np.uint8]]:
+    """time_base and mono words of events that span less than 4.29 s."""
+    base = int(events.t[0]) if len(events) else 0
+    words = (events.t - base).astype("<u8")
+    for values, shift in ((events.x, 32), (events.y, 48), (events.p, 63)):
+        words |= values.astype("<u8") << np.uint64(shift)
+    return base, words.view(np.uint8)
+
+
+def encode_libcaer(events: Events) -> tuple[int, NDArray[np.uint8]]:
+    """time_base and libcaer polarity events, of events that span less than 35 min."""
+    base = int(events.t[0]) if len(events) else 0
+    words = np.empty((len(events), 2), "<u4")
+    words[:, 0] = events.x.astype(np.uint32) << 17 | events.y.astype(np.uint32) << 2
+    words[:, 0] |= events.p.astype(np.uint32) << 1 | np.uint32(1)
+    words[:, 1] = (events.t - base) // NS_PER_US
+    return base, words.reshape(-1).view(np.uint8)
+
+
+def encode_libcaer_cmp(events: Events) -> tuple[int, NDArray[np.uint8]]:
+    """time_base and libcaer_cmp words, of events that span less than 65 ms."""
+    base = int(events.t[0]) if len(events) else 0
+    words = np.empty(4 * len(events), "<u2")
+    t_us = (events.t - base) // NS_PER_US
+    n = _encode_libcaer_cmp(t_us, events.x, events.y, events.p, words)
+    return base, words[:n].view(np.uint8)
+
+
+@njit(nogil=True, cache=True)
+def _encode_libcaer_cmp(t_us, x, y, p, words):
+    high, low, column, n = np.int64(0), np.int64(0), np.int64(-1), 0
+    for i in range(len(t_us)):
+        if t_us[i] >> 12 != high:
+            high = t_us[i] >> 12
+            words[n] = high & 0xFFF
+            n += 1
+        if t_us[i] & 0xFFF != low:
+            low = t_us[i] & 0xFFF
+            words[n] = 0x1 << 12 | low
+            n += 1
+        if x[i] != column:
+            column = np.int64(x[i])
+            words[n] = 0x2 << 12 | column
+            n += 1
+        words[n] = 0x3 << 12 | np.int64(p[i]) << 11 | np.int64(y[i])
+        n += 1
+    return n
+
+
+def encode_event_array(events: Events) -> tuple[int, NDArray[np.uint8]]:
+    """time_base (0) and the events of an EventArray as CDR lays them out (ROS 2)."""
+    n = len(events)
+    rows = np.zeros((n + 1, 8), "<u2")  # by the places of the second and later events
+    place = rows.reshape(-1)
+    rows[:n, 2:6].reshape(n, 4)[:] = _seconds(events).view("<u2").reshape(n, 4)
+    rows[:n, 6] = events.p
+    place[0:2] = (events.x[0], events.y[0]) if n else (0, 0)
+    if n > 1:
+        rows[: n - 1, 7] = events.x[1:]
+        rows[1:n, 0] = events.y[1:]
+    return 0, place.view(np.uint8)[: max(0, 16 * n - 3)]
+
+
+def encode_event_array_ros1(events: Events) -> tuple[int, NDArray[np.uint8]]:
+    """time_base (0) and the events of an EventArray as ROS 1 packs them."""
+    rows = np.empty(len(events), [("x", "<u2"), ("y", "<u2"), ("t", "<u4", 2), ("p", "u1")])
+    rows["x"], rows["y"], rows["p"] = events.x, events.y, events.p
+    rows["t"] = _seconds(events).reshape(-1, 2)
+    return 0, rows.view(np.uint8)
+
+
+def encode_dv(events: Events) -> tuple[int, NDArray[np.uint8]]:
+    """time_base (0) and the events as dv-processing keeps them."""
+    fields = [("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1"), ("padding", "V3")]
+    rows = np.zeros(len(events), fields)
+    rows["t"], rows["p"] = events.t // NS_PER_US, events.p
+    rows["x"], rows["y"] = events.x, events.y
+    return 0, rows.view(np.uint8)
+
+
+def _seconds(events: Events) -> NDArray[np.uint32]:
+    """Seconds and ns of each event, in turn."""
+    return np.stack(np.divmod(events.t, NS_PER_S), axis=1).astype("<u4").reshape(-1)
+
+
+def _evt3_alone(events: Events) -> tuple[int, NDArray[np.uint8]]:
+    return 0, np.frombuffer(encode_evt3(events), np.uint8)
+
+
+# By encoding: events to time_base and payload, each packet decodable alone.
+ENCODERS: dict[str, Callable[[Events], tuple[int, NDArray[np.uint8]]]] = {
+    "evt3": _evt3_alone,
+    "evt2": encode_evt2,
+    "evt21": encode_evt21,
+    "libcaer": encode_libcaer,
+    "libcaer_cmp": encode_libcaer_cmp,
+    "mono": encode_mono,
+    "event_array": encode_event_array,
+    "event_array_ros1": encode_event_array_ros1,
+    "dv": encode_dv,
+}

@@ -8,13 +8,13 @@ this decoder; the package serves as a second opinion in the tests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from event_binning_grad.events.part import Part, WordCutter, event_arrays, trigger_arrays
 from event_binning_grad.events.time_rules import MAX_STEP_BACK_NS, UNKNOWN_TIME
+from event_binning_grad.events.types import Triggers
 
 # The type of a word stands in its top four bits.
 ADDR_Y = 0x0
@@ -40,10 +40,6 @@ _DEFINED_WORDS = (
     ADDR_Y, ADDR_X, VECT_BASE_X, VECT_12, VECT_8, TIME_LOW, CONTINUED_4, TIME_HIGH, EXT_TRIGGER,
     OTHERS, CONTINUED_12,
 )  # fmt: skip
-# Of 128 shifted words about 40 are undefined, of whole ones none but a vendor's padding.
-_ALIGNMENT_BYTES = 256
-_SHIFTED_WORDS = 8
-
 # What is known of the time: nothing, the TIME_HIGH only, or all of it.
 _TIME_UNKNOWN, _HIGH_KNOWN, _TIME_KNOWN = 0, 1, 2
 
@@ -51,27 +47,10 @@ _TIME_UNKNOWN, _HIGH_KNOWN, _TIME_KNOWN = 0, 1, 2
 # that of the last TIME_LOW, both in ns.
 _HIGH, _LOW, _SYNC, _ROW, _BASE, _BASE_P, _LAST, _RAW = range(8)
 # Places in the tally of one call.
-_FIRST, _UNKNOWN, _IGNORED, _TRIGGERS, _OUTSIDE, _UNSYNCED, _STEPS_BACK, _RESETS, _GAPS = range(9)
-
-
-@dataclass(frozen=True, slots=True)
-class Evt3Part:
-    """What one call of Evt3Stream.decode found; the arrays are as in Events."""
-
-    t: NDArray[np.int64]
-    x: NDArray[np.uint16]
-    y: NDArray[np.uint16]
-    p: NDArray[np.uint8]
-    discarded: int
-    unknown_words: int
-    ignored_words: int
-    triggers: int
-    out_of_bounds: int
-    unsynchronised: int
-    steps_back: int
-    resets: int
-    gaps: int
-    was_cut: bool = False
+(
+    _FIRST, _FIRST_TRIGGER, _TRIGGERS, _UNKNOWN, _IGNORED, _OUTSIDE, _UNSYNCED, _STEPS_BACK,
+    _RESETS, _GAPS, _LOST_TRIGGERS,
+) = range(11)  # fmt: skip
 
 
 class Evt3Stream:
@@ -79,7 +58,7 @@ class Evt3Stream:
 
     def __init__(self) -> None:
         self._state = np.zeros(8, np.int64)
-        self._odd_byte: NDArray[np.uint8] | None = None
+        self._cutter = WordCutter(2, _DEFINED_WORDS)
         self.restart()
 
     def restart(self) -> None:
@@ -93,7 +72,7 @@ class Evt3Stream:
         The wraps counted so far are kept. The next chunk is taken to begin with a whole word.
         """
         self._state[[_SYNC, _ROW, _BASE]] = _TIME_UNKNOWN, -1, -1
-        self._odd_byte = None
+        self._cutter.lose()
 
     @property
     def last_us(self) -> int | None:
@@ -107,65 +86,52 @@ class Evt3Stream:
         height: int,
         hint_us: int | None = None,
         big_endian: bool = False,
-    ) -> Evt3Part:
+    ) -> Part:
         """Decodes a chunk; t is the unwrapped sensor time in ns, never decreasing.
 
         data: uint8 [bytes], read-only. hint_us: about where the sensor's clock must stand at the
         chunk's first word (within 8 s); it settles how often the clock wrapped in silence.
         """
-        high_byte, was_cut = 0 if big_endian else 1, False
-        if self._odd_byte is not None and len(data):
-            joined = _joined(self._odd_byte, data, high_byte)
-            if joined is None:
-                was_cut = True
-                self.lose()
-            else:
-                data = joined
-            self._odd_byte = None
-        if len(data) % 2:
-            self._odd_byte = data[-1:].copy()
-        capacity = _capacity(data, high_byte)
-        t, x = np.empty(capacity, np.int64), np.empty(capacity, np.uint16)
-        y, p = np.empty(capacity, np.uint16), np.empty(capacity, np.uint8)
+        high_byte = 0 if big_endian else 1
+        data, was_cut = self._cutter.cut(data, big_endian)
+        if was_cut:
+            self._state[[_SYNC, _ROW, _BASE]] = _TIME_UNKNOWN, -1, -1
+        capacity, edges_at_most = _capacity(data, high_byte)
+        t, x, y, p = event_arrays(capacity)
+        edges = trigger_arrays(edges_at_most)
         hint = NO_HINT if hint_us is None else hint_us >> LOW_BITS
-        tally = np.zeros(9, np.int64)
-        n = _decode(data, high_byte, width, height, hint, self._state, tally, t, x, y, p)
+        tally = np.zeros(11, np.int64)
+        n = _decode(data, high_byte, width, height, hint, self._state, tally, t, x, y, p, *edges)
         keep = slice(int(tally[_FIRST]), n)
-        counts = (int(count) for count in tally)
-        return Evt3Part(t[keep], x[keep], y[keep], p[keep], *counts, was_cut=was_cut)
-
-
-def _joined(
-    odd_byte: NDArray[np.uint8], data: NDArray[np.uint8], high_byte: int
-) -> NDArray[np.uint8] | None:
-    """The chunk with the byte that the one before left over; None if that one was cut short.
-
-    A chunk that lost its end leaves half a word for which the other half never comes: joined to
-    the next chunk, it would shift every word from there on. Shifted words show many kinds that
-    the format does not define.
-    """
-    joined = np.concatenate([odd_byte, data])
-    with_byte = _undefined_words(joined[:_ALIGNMENT_BYTES], high_byte)
-    without = _undefined_words(data[:_ALIGNMENT_BYTES], high_byte)
-    if with_byte >= _SHIFTED_WORDS and with_byte > 4 * without:
-        return None
-    joined.flags.writeable = False  # one compiled version for all buffers
-    return joined
-
-
-def _undefined_words(data: NDArray[np.uint8], high_byte: int) -> int:
-    kinds = data[high_byte : len(data) // 2 * 2 : 2] >> 4
-    return int(np.count_nonzero(~np.isin(kinds, _DEFINED_WORDS)))
+        kept = slice(int(tally[_FIRST_TRIGGER]), int(tally[_TRIGGERS]))
+        return Part(
+            t[keep],
+            x[keep],
+            y[keep],
+            p[keep],
+            Triggers(*edges)[kept],
+            discarded=int(tally[_FIRST]),
+            unknown_words=int(tally[_UNKNOWN]),
+            ignored_words=int(tally[_IGNORED]),
+            out_of_bounds=int(tally[_OUTSIDE]),
+            unsynchronised=int(tally[_UNSYNCED]),
+            steps_back=int(tally[_STEPS_BACK]),
+            resets=int(tally[_RESETS]),
+            gaps=int(tally[_GAPS]),
+            lost_triggers=int(tally[_LOST_TRIGGERS] + tally[_FIRST_TRIGGER]),
+            was_cut=was_cut,
+        )
 
 
 @njit(nogil=True, cache=True)
 def _capacity(data, high_byte):
-    """How many events the words hold at most; memory that stays unused is never touched."""
-    count = 0
+    """How many events and triggers the words hold at most."""
+    count, edges = 0, 0
     for k in range(len(data) // 2):
         kind = data[2 * k + high_byte] >> 4
         count += (kind == ADDR_X) + 12 * (kind == VECT_12) + 8 * (kind == VECT_8)
-    return count
+        edges += kind == EXT_TRIGGER
+    return count, edges
 
 
 @njit(nogil=True, cache=True)
@@ -176,7 +142,9 @@ def _nearest_high(reference, counter):
 
 
 @njit(nogil=True, cache=True)
-def _decode(data, high_byte, width, height, hint, state, tally, t, x, y, p):
+def _decode(
+    data, high_byte, width, height, hint, state, tally, t, x, y, p, edge_t, edge_p, edge_channel
+):
     """Writes the events to t, x, y, p; returns how many. See the module for the words."""
     high, low, sync, row = state[_HIGH], state[_LOW], state[_SYNC], state[_ROW]
     base, base_p, last, raw = state[_BASE], state[_BASE_P], state[_LAST], state[_RAW]
@@ -210,7 +178,7 @@ def _decode(data, high_byte, width, height, hint, state, tally, t, x, y, p):
                     # Another clock: time goes on from here, and what came before in this chunk
                     # cannot stand in one ordered array with what follows.
                     tally[_RESETS] += 1
-                    tally[_FIRST] = n
+                    tally[_FIRST], tally[_FIRST_TRIGGER] = n, tally[_TRIGGERS]
                     last = now
         elif kind in (VECT_12, VECT_8):
             length = 12 if kind == VECT_12 else 8
@@ -248,7 +216,13 @@ def _decode(data, high_byte, width, height, hint, state, tally, t, x, y, p):
             if sync == _TIME_UNKNOWN:
                 sync = _HIGH_KNOWN
         elif kind == EXT_TRIGGER:
-            tally[_TRIGGERS] += 1
+            if sync == _TIME_KNOWN:
+                k = tally[_TRIGGERS]
+                last = max(last, now)
+                edge_t[k], edge_p[k], edge_channel[k] = last, value & 1, value >> 8
+                tally[_TRIGGERS] = k + 1
+            else:
+                tally[_LOST_TRIGGERS] += 1
         elif kind in (OTHERS, CONTINUED_4, CONTINUED_12):
             tally[_IGNORED] += 1
         else:

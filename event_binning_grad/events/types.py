@@ -77,6 +77,29 @@ class Events:
         return cls(t, x, y, p, width, height)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Triggers:
+    """Edges of a camera's external trigger input, in their order.
+
+    t: int64 [K], ns, in the clock of the events; p: uint8 [K], 1 = rising, 0 = falling;
+    channel: uint8 [K], the input's number.
+    """
+
+    t: NDArray[np.int64]
+    p: NDArray[np.uint8]
+    channel: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, part: slice) -> Triggers:
+        """The edges of a slice, as views."""
+        return Triggers(self.t[part], self.p[part], self.channel[part])
+
+
+NO_TRIGGERS = Triggers(np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint8))
+
+
 class StampLike(Protocol):
     """builtin_interfaces/Time, or anything with its fields."""
 
