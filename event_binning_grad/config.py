@@ -11,6 +11,8 @@ from event_binning_grad.estimation.aids import AidsConfig
 from event_binning_grad.estimation.contrast import ContrastConfig
 from event_binning_grad.estimation.flow_estimate import FlowConfig
 from event_binning_grad.estimation.objectives import OBJECTIVES
+from event_binning_grad.events.clock import CLOCKS
+from event_binning_grad.events.load_control import LoadConfig
 from event_binning_grad.geometry.depth import Plane
 
 MAX_WINDOW_EVENTS = 10_000_000  # four windows are held at most: 520 MB
@@ -70,6 +72,18 @@ class PipelineConfig:
             smallest with which a field is below 500 kB.
         flow_deadline_ms: a field that takes longer is cut off and not trusted, ms; 0 for no
             limit.
+        clock: where the robot's time comes from: "auto", "sensor" (the events' times are the
+            robot's) or "arrival" (learnt from the header stamps); docs/time.md.
+        roi: x, y, width, height of the part of the sensor that is used, px; all 0 for all of it.
+        hot_pixels: "off", "file" (leave out those of hot_pixels_file) or "learn" (those found, too,
+            and write them to the file, if there is one).
+        hot_pixels_file: .npz, .png or .yaml; docs/load.md.
+        refractory_us: a pixel's events within so long after one that was used are left out, us; 0
+            for none.
+        background_us: events without one at the 8 pixels around within so long before them, us,
+            are left out; 0 for none.
+        keep_share: this share of the events is used, chosen by chance.
+        max_events_per_s: of more events a second a part is used, chosen by chance; 0 for no limit.
         device: "cpu", or a torch device such as "cuda".
 
     Raises:
@@ -104,9 +118,18 @@ class PipelineConfig:
     flow_max_events: int = 30_000
     flow_stride: int = 0
     flow_deadline_ms: float = 0.0
+    clock: str = "auto"
+    roi: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    hot_pixels: str = "off"
+    hot_pixels_file: str = ""
+    refractory_us: float = 0.0
+    background_us: float = 0.0
+    keep_share: float = 1.0
+    max_events_per_s: float = 10e6
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        self.load()  # it checks its part
         self._check_windows()
         self._check_estimation()
         self._check_depth()
@@ -159,6 +182,7 @@ class PipelineConfig:
             ("gradient", GRADIENTS),
             ("depth", DEPTHS),
             ("imu", IMU_USES),
+            ("clock", CLOCKS),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
@@ -265,6 +289,18 @@ class PipelineConfig:
             min_events=self.flow_min_events,
             max_events=self.flow_max_events,
             deadline_s=self.flow_deadline_ms / 1e3,
+        )
+
+    def load(self) -> LoadConfig:
+        """What is left out before the windows."""
+        return LoadConfig(
+            self.roi,
+            self.hot_pixels,
+            self.hot_pixels_file,
+            self.refractory_us,
+            self.background_us,
+            self.keep_share,
+            self.max_events_per_s,
         )
 
     def aids(self) -> AidsConfig:

@@ -1,7 +1,7 @@
 """The one path from packets to estimates, used by the node, by replay and by evaluation.
 
-    packet -> decode -> clock -> window -> warp, bin, solve -> estimate
-                              -> pipeline_flow, where dense flow is asked for
+    packet -> decode -> clock -> load control -> window -> warp, bin, solve -> estimate
+                                              -> pipeline_flow, where dense flow is asked for
 
 Nothing flows back but the previous estimate, the warm start.
 """
@@ -9,8 +9,9 @@ Nothing flows back but the previous estimate, the warm start.
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +28,11 @@ from event_binning_grad.estimation import (
 from event_binning_grad.estimation.aids import Aids
 from event_binning_grad.estimation.contrast_cpu import PARALLEL_FROM
 from event_binning_grad.estimation.span import SpanControl
-from event_binning_grad.events import decoder
-from event_binning_grad.events.clock import StreamClock
-from event_binning_grad.events.decoder import DecoderCounters, PacketDecoder
-from event_binning_grad.events.types import Events, PacketLike, stamp_to_ns
+from event_binning_grad.events import decoder, load_control
+from event_binning_grad.events.clock import ClockCounters, StreamClock
+from event_binning_grad.events.decoder import DecodedPacket, DecoderCounters, PacketDecoder
+from event_binning_grad.events.load_control import LoadControl, LoadCounters
+from event_binning_grad.events.types import NS_PER_MS, Events, PacketLike, stamp_to_ns
 from event_binning_grad.events.windows import Window, WindowBuffer
 from event_binning_grad.geometry import Camera
 from event_binning_grad.geometry.depth import DepthImage
@@ -39,14 +41,38 @@ if TYPE_CHECKING:  # who asks for no flow does not load it
     from event_binning_grad.estimation.flow_estimate import FlowEstimate
     from event_binning_grad.pipeline_flow import FlowStage, FlowTaker
 
+# Encodings in which a sensor also says what time it is where it has no events.
+SENSOR_STREAMS = frozenset({"evt2", "evt21", "evt3"})
+_SILENCE_NS = NS_PER_MS // 5
+# Edges of the trigger input that are kept until somebody takes them.
+MAX_TRIGGERS = 10_000
+
+
+class Trigger(NamedTuple):
+    """An edge of the camera's trigger input.
+
+    robot_ns, sensor_ns: its time on the robot's clock and on that of the events, ns.
+    p: 1 for a rising edge, 0 for a falling one.
+    channel: the camera's number of the input.
+    """
+
+    robot_ns: int
+    sensor_ns: int
+    p: int
+    channel: int
+
 
 @dataclass
 class PipelineCounters:
-    """What became of the stream: every event is in exactly one of window_events, skipped_events,
-    discarded_events, uncalibrated_events, or still in the buffer; where no egomotion is estimated,
-    in uncalibrated_events or with the flow, whose counters are FlowStage's."""
+    """What became of the stream: every event is in exactly one of load's reasons to leave it out,
+    window_events, skipped_events, discarded_events, uncalibrated_events, or still in the buffer;
+    where no egomotion is estimated, in load's, uncalibrated_events or with the flow, whose counters
+    are FlowStage's."""
 
     decoder: DecoderCounters = field(default_factory=DecoderCounters)
+    load: LoadCounters = field(default_factory=LoadCounters)
+    """What was left out before the windows; of its events, kept_events reached them."""
+    clock: ClockCounters = field(default_factory=ClockCounters)
     events: int = 0
     """Events that reached the pipeline, decoded by it or handed to it."""
     first_event_ns: int | None = None
@@ -78,6 +104,8 @@ class PipelineCounters:
     uncalibrated_events: int = 0
     """Events that came before a calibration that the egomotion needs, or did not fit it."""
     discontinuities: int = 0
+    dropped_triggers: int = 0
+    """Edges of the trigger input that nobody took in time, see Pipeline.take_triggers."""
     estimates: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
 
 
@@ -103,7 +131,12 @@ class Pipeline:
         self.last_discontinuity: str | None = None
         self._decoder = PacketDecoder()
         self.counters.decoder = self._decoder.counters
+        self._load = LoadControl(self.config.load())
+        self.counters.load = self._load.counters
         self._clock: StreamClock | None = None
+        self._encoding = ""
+        self._last_decoded_ns: int | None = None  # time of the last event of the packet before
+        self._triggers: deque[Trigger] = deque(maxlen=MAX_TRIGGERS)
         rate_hz = self.config.output_rate_hz
         self._buffer = WindowBuffer(
             window_events=self.config.window_events or None,
@@ -166,16 +199,16 @@ class Pipeline:
             self._check_order(packet)
             return self._push_events(packet, estimate)
         decoded = self._decoder.decode(packet)
-        if self._clock is None or decoded.clock_reset:
-            self._clock = StreamClock.for_encoding(packet.encoding)
         if decoded.discontinuity is not None:
             self.break_stream(decoded.discontinuity)
+        clock = self._clock_of(packet, decoded)
         if len(decoded.events):
-            self._clock.update(
-                int(decoded.events.t[0]),
+            clock.update(
+                self._first_bytes_ns(packet, decoded),
                 stamp_to_ns(packet.header.stamp),
                 provisional=not decoded.from_start,
             )
+        self._keep_triggers(decoded, clock)
         return self._push_events(decoded.events, estimate)
 
     def flush(self) -> list[EgomotionEstimate]:
@@ -193,6 +226,15 @@ class Pipeline:
         """
         fields, self._fields = self._fields, []
         return fields
+
+    def take_triggers(self) -> list[Trigger]:
+        """The edges of the trigger input since the last call, in the order of their coming.
+
+        The last MAX_TRIGGERS are kept until then; older ones are counted as dropped_triggers.
+        """
+        triggers = list(self._triggers)
+        self._triggers.clear()
+        return triggers
 
     def break_stream(self, reason: str) -> None:
         """Says that what comes next does not follow what came: the incomplete window is dropped."""
@@ -238,6 +280,37 @@ class Pipeline:
         """[height, width] image of the last window's events as they came, or None."""
         return None if self._estimator is None else self._estimator.uncompensated_image()
 
+    def _clock_of(self, packet: PacketLike, decoded: DecodedPacket) -> StreamClock:
+        """The stream's clock; it begins anew where the sensor's does."""
+        if self._clock is None or packet.encoding != self._encoding:
+            counters = self.counters.clock
+            self._clock = StreamClock.for_encoding(packet.encoding, self.config.clock, counters)
+            self._encoding = packet.encoding
+        if decoded.clock_reset:
+            self._clock.reset()
+        return self._clock
+
+    def _first_bytes_ns(self, packet: PacketLike, decoded: DecodedPacket) -> int:
+        """About when the sensor made the packet's first bytes, on its clock, and not later.
+
+        In a silence a sensor sends nothing but its time: bytes that come long before an event.
+        """
+        first_ns = int(decoded.events.t[0])
+        last_ns = self._last_decoded_ns
+        self._last_decoded_ns = int(decoded.events.t[-1])
+        if decoded.clock_reset or last_ns is None or packet.encoding not in SENSOR_STREAMS:
+            return first_ns
+        return first_ns if first_ns - last_ns < _SILENCE_NS else last_ns
+
+    def _keep_triggers(self, decoded: DecodedPacket, clock: StreamClock) -> None:
+        edges = getattr(decoded, "triggers", None)
+        if edges is None:
+            return
+        for sensor_ns, p, channel in zip(edges.t, edges.p, edges.channel, strict=True):
+            self.counters.dropped_triggers += len(self._triggers) == MAX_TRIGGERS
+            robot_ns = clock.to_robot(int(sensor_ns))
+            self._triggers.append(Trigger(robot_ns, int(sensor_ns), int(p), int(channel)))
+
     def _push_events(self, events: Events, estimate: bool) -> list[EgomotionEstimate]:
         self._count(events)
         camera = self._camera
@@ -248,6 +321,11 @@ class Pipeline:
                 f"events of a {events.width}x{events.height} sensor, but the calibration is for "
                 f"{camera.width}x{camera.height}: use this camera's calibration"
             )
+        try:
+            events = self._load.apply(events)
+        except PacketError:
+            self.counters.uncalibrated_events += len(events)
+            raise
         estimates = self._push_to_egomotion(events, estimate)
         if self._flow is not None:  # last, so that nothing waits for it
             offset_ns = 0 if self._clock is None else self._clock.offset_ns
@@ -340,6 +418,7 @@ def warm_up(config: PipelineConfig, camera: Camera) -> None:
     A live stream must not wait for the compiler, and a measurement must not count it.
     """
     decoder.warm_up()
+    load_control.warm_up(config.load())
     if config.estimates_flow:
         from event_binning_grad import pipeline_flow
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.types import EventPacket, Events, Header, Stamp, stamp_to_ns
 from event_binning_grad.geometry import Camera
 from event_binning_grad.geometry.depth import DepthImage, Plane, rigid_step
-from event_binning_grad.pipeline import Pipeline, PipelineConfig, warm_up
+from event_binning_grad.pipeline import MAX_TRIGGERS, Pipeline, PipelineConfig, warm_up
 from event_binning_grad.simulate import hand_motion
 
 TRUTH = (2.0, -1.0, 3.0)
@@ -75,7 +77,7 @@ def accounted(pipeline: Pipeline) -> int:
     c = pipeline.counters
     assert 0 <= c.used_events <= c.window_events
     binned = c.window_events + c.skipped_events + c.discarded_events + c.uncalibrated_events
-    return binned + len(pipeline._buffer)
+    return binned + len(pipeline._buffer) + c.load.left_out
 
 
 def test_packets_and_events_give_the_same_estimates(stream: Events, small_camera: Camera):
@@ -406,6 +408,154 @@ def test_counters_say_when_and_how_much(stream: Events, small_camera: Camera):
     assert c.window_events == sum(e.events for e in estimates)
 
 
+LOAD = {
+    "nothing": {},
+    "cap": {"max_events_per_s": 2e5},
+    "region": {"roi": (2.0, 3.0, 100.0, 90.0)},
+    "all": {
+        "max_events_per_s": 2e5, "roi": (2.0, 3.0, 180.0, 170.0), "hot_pixels": "learn",
+        "refractory_us": 500.0, "background_us": 3000.0, "keep_share": 0.9,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOAD)
+def test_what_load_control_leaves_out_is_in_no_other_bin(
+    name: str, stream: Events, small_camera: Camera
+):
+    pipeline = Pipeline(PipelineConfig(min_events=500, **LOAD[name]), small_camera)
+    estimates = run(pipeline, packetize(stream, 2.0))
+    c = pipeline.counters
+    assert c.events == c.decoder.events == c.load.events == len(stream)
+    assert accounted(pipeline) == len(stream)
+    assert c.window_events + c.skipped_events == c.load.kept_events
+    assert (c.load.left_out > 0) == (name != "nothing")
+    if name in ("nothing", "cap"):
+        trusted = [e for e in estimates if e.status.ok]
+        assert len(trusted) > 5
+        for e in trusted[3:]:  # in the first 10 ms the cap had to learn the rate
+            assert np.degrees(np.abs(e.angular_velocity - TRUTH)).max() < 8.0
+
+
+def test_windows_hold_what_load_control_keeps(stream: Events, small_camera: Camera, asked: list):
+    config = replace(CONFIG, roi=(20.0, 30.0, 150.0, 100.0), keep_share=0.5, window_events=4000)
+    Pipeline(config, small_camera).push(stream)
+    assert len(asked) >= 2
+    for events, _, _ in asked:
+        assert (events.x.min(), events.x.max()) >= (20, 160)
+        assert events.x.max() < 170
+        assert events.y.min() >= 30
+        assert events.y.max() < 130
+        assert (events.width, events.height) == (240, 180)
+
+
+def test_hot_pixels_of_another_sensor_are_refused(
+    stream: Events, small_camera: Camera, tmp_path: Path
+):
+    path = tmp_path / "hot.yaml"
+    path.write_text("width: 640\nheight: 480\nhot_pixels:\n- [1, 2]\n")
+    config = replace(CONFIG, hot_pixels="file", hot_pixels_file=str(path))
+    pipeline = Pipeline(config, small_camera)
+    with pytest.raises(PacketError, match="640x480 pixels, but the events are of one of 240x180"):
+        pipeline.push(stream)
+    assert accounted(pipeline) == pipeline.counters.events == len(stream)
+
+
+def test_clock_of_the_sensor_drifts_and_stamps_do_not(stream: Events, small_camera: Camera):
+    """Packets that come late, from a clock that goes 100 ppm too slow, over 20 s."""
+    rng, drift = np.random.default_rng(2), 100e-6
+    repeated = [replace(stream[:9000], t=stream.t[:9000] + k * 10**9) for k in range(20)]
+    pipeline, found = Pipeline(replace(CONFIG, window_events=3000), small_camera), []
+    for packet in packetize(repeated, 4.0):
+        sensor_ns = stamp_to_ns(packet.header.stamp)
+        robot_ns = START_NS + round(sensor_ns * (1 + drift)) + int(rng.exponential(1e6))
+        packet = replace(packet, header=Header(Stamp.from_ns(robot_ns)))
+        found += [(e.stamp_ns, e.window_end_ns) for e in pipeline.push(packet)]
+    direct = run(Pipeline(replace(CONFIG, window_events=3000), small_camera), repeated)
+    late = [e for e in direct if e.stamp_ns > 6 * 10**9]
+    assert len(late) > 30
+    errors = [
+        stamp - START_NS - e.stamp_ns * (1 + drift)
+        for (stamp, _), e in zip(found[-len(late) :], late, strict=True)
+    ]
+    # Only some packets a second: their least delay is that of the offset.
+    assert np.abs(errors).max() < 0.6e6
+    assert pipeline.counters.clock.drift_ppm == pytest.approx(100, abs=30)
+    assert pipeline.counters.clock.learnt
+    as_sensor = Pipeline(replace(CONFIG, window_events=3000, clock="sensor"), small_camera)
+    estimates = run(as_sensor, packetize(repeated[0], 4.0))
+    assert abs(estimates[0].stamp_ns - direct[0].stamp_ns) < 2000  # EVT 3.0 has whole us
+
+
+@pytest.mark.parametrize("rate_hz", [1e3, 5e3, 1e5])
+def test_packets_that_begin_with_silence_do_not_set_the_clock_back(rate_hz: float):
+    """Their first bytes only say the time: they came up to 4 ms before the first event was."""
+    rng, count, late_ns = np.random.default_rng(1), round(4 * rate_hz), 300_000
+    t = np.sort(rng.integers(0, 4 * 10**9, count))
+    zeros = np.zeros(count, np.uint16)
+    events = Events(t, zeros, zeros, np.ones(count, np.uint8), 240, 180)
+    pipeline = Pipeline()
+    for packet in packetize(events, 4.0):
+        # The stream has no gaps, and neither have its packets: each begins where the last ended.
+        since_ns = stamp_to_ns(packet.header.stamp) - int(t[0]) + 1000  # it is cut to us
+        begin_ns = int(t[0]) + since_ns // 4_000_000 * 4_000_000
+        stamp = Stamp.from_ns(START_NS + begin_ns + late_ns)
+        pipeline.push(replace(packet, header=Header(stamp)))
+    off_ns = pipeline.counters.clock.offset_ns - START_NS
+    assert late_ns - 0.25e6 < off_ns < late_ns + 1e6
+
+
+def test_a_camera_that_restarts_resets_the_clock(stream: Events, small_camera: Camera):
+    pipeline = Pipeline(CONFIG, small_camera)
+    for offset in (START_NS, START_NS + 10**11):
+        for packet in packetize(stream[:12_000], 2.0):
+            stamp = Stamp.from_ns(stamp_to_ns(packet.header.stamp) + offset)
+            estimates = pipeline.push(replace(packet, header=Header(stamp)))
+            for e in estimates:
+                assert offset < e.stamp_ns < offset + 10**9
+    c = pipeline.counters
+    assert (c.clock.resets, c.clock.steps, c.discontinuities) == (1, 0, 1)
+
+
+def trigger_packet(count: int, seq: int, start: int) -> tuple[EventPacket, SimpleNamespace]:
+    stamp = Stamp.from_ns(START_NS + start)
+    empty = np.empty(0, np.uint8)
+    packet = EventPacket(Header(stamp), 180, 240, seq, 0, "evt3", False, empty)
+    edges = SimpleNamespace(
+        t=start + np.arange(count, dtype=np.int64) * 1000,
+        p=(np.arange(count) % 2).astype(np.uint8),
+        channel=np.full(count, 3, np.uint8),
+    )
+    t = np.array([start], np.int64)
+    zero = np.zeros(1, np.uint16)
+    events = Events(t, zero, zero, np.zeros(1, np.uint8), 240, 180)
+    decoded = SimpleNamespace(
+        events=events, triggers=edges, discontinuity=None, clock_reset=False, from_start=True
+    )
+    return packet, decoded
+
+
+def test_triggers_are_handed_on_in_the_robots_time(
+    small_camera: Camera, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = Pipeline(CONFIG, small_camera)
+    packet, decoded = trigger_packet(3, 0, 5_000_000)
+    monkeypatch.setattr(pipeline._decoder, "decode", lambda packet: decoded)
+    pipeline.push(packet)
+    assert pipeline.take_triggers() == [
+        (START_NS + 5_000_000, 5_000_000, 0, 3),
+        (START_NS + 5_001_000, 5_001_000, 1, 3),
+        (START_NS + 5_002_000, 5_002_000, 0, 3),
+    ]
+    assert pipeline.take_triggers() == []
+    packet, decoded = trigger_packet(MAX_TRIGGERS + 5, 1, 6_000_000)
+    pipeline.push(packet)
+    kept = pipeline.take_triggers()
+    assert len(kept) == MAX_TRIGGERS
+    assert kept[0].sensor_ns == 6_005_000
+    assert pipeline.counters.dropped_triggers == 5
+
+
 # What may happen to a stream: (what, size). Windows are tiny: hardly anything is solved.
 happenings = st.lists(
     st.tuples(
@@ -422,18 +572,21 @@ happenings = st.lists(
     st.sampled_from([(25, 0.0), (0, 2.0), (40, 3.0)]),
     st.sampled_from([0.0, 100.0, 1000.0]),
     st.booleans(),
+    st.sampled_from([{}, {"max_events_per_s": 2e3}, {"keep_share": 0.5, "refractory_us": 200.0}]),
 )
 def test_every_event_is_in_exactly_one_bin(
     happening: list[tuple[str, int]],
     limits: tuple[int, float],
     rate_hz: float,
     calibrated: bool,
+    load: dict[str, Any],
 ):
     k = np.array([[10.0, 0, 8], [0, 10.0, 8], [0, 0, 1]])
     camera, other = Camera(16, 16, k), Camera(20, 16, k)
     config = PipelineConfig(
-        window_events=limits[0], window_ms=limits[1], min_events=20, output_rate_hz=rate_hz
-    )
+        window_events=limits[0], window_ms=limits[1], min_events=20, output_rate_hz=rate_hz,
+        **load,
+    )  # fmt: skip
     pipeline = Pipeline(config, camera if calibrated else None)
     now, sent, found = 0, 0, []
     for what, size in happening:
@@ -493,6 +646,8 @@ def test_every_event_is_in_exactly_one_bin(
         ({"gradient": "biased"}, "gradient 'biased': expected one of unbiased, raw"),
         ({"depth": "stereo"}, "depth 'stereo': expected one of none, constant, plane, image, ran"),
         ({"imu": "on"}, "imu 'on': expected one of off, start, prior, fixed"),
+        ({"clock": "ntp"}, "clock 'ntp': expected one of auto, sensor, arrival"),
+        ({"roi": (0.0, 0.0, 0.0, 5.0)}, "roi .*: expected a width and height of 1"),
         ({"device": "tpu"}, "device 'tpu': expected 'cpu' or 'cuda'"),
         ({"motion_model": "full"}, "motion_model 'full' needs depth: expected one of constant, pl"),
         ({"motion_model": "translation"}, "motion_model 'translation' needs depth"),

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from event_binning_grad.estimation import Status
+from event_binning_grad.events.clock import ClockCounters
 from event_binning_grad.events.decoder import DecoderCounters
 from event_binning_grad.events.encoder import packetize
+from event_binning_grad.events.load_control import LoadCounters
 from event_binning_grad.events.types import Events
 from event_binning_grad.pipeline import Pipeline, PipelineCounters
 from event_binning_grad.ros import health
@@ -104,6 +106,60 @@ def test_what_is_wrong_is_said(changes: dict, level: Level, words: list[str]) ->
     assert found == level
     assert all(word in text for word in words), text
     assert "\n" not in text
+
+
+def test_what_load_control_leaves_out_is_listed_by_reason() -> None:
+    load = LoadCounters(
+        events=100, kept_events=40, outside_roi_events=10, masked_events=9, refractory_events=8,
+        background_events=7, decimated_events=6, over_cap_events=20, hot_pixels=3,
+    )  # fmt: skip
+    later = replace(NOW, counters=replace(counters(ok=50), load=load))
+    assert assess(BEFORE, later)[0] == Level.OK
+    listed = figures(BEFORE, later)
+    names = (
+        "kept events", "events outside roi", "events of masked pixels", "refractory events",
+        "background events", "decimated events", "events over cap",
+    )  # fmt: skip
+    assert [listed[name] for name in names] == ["40", "10", "9", "8", "7", "6", "20"]
+    assert sum(int(listed[name]) for name in names) == 100
+    assert (listed["kept events share"], listed["masked pixels"]) == ("0.400", "3")
+    assert figures(NOW, NOW)["kept events share"] == ""
+
+
+@pytest.mark.parametrize(
+    ("load", "clock", "words"),
+    [
+        ({"events": 70, "outside_roi_events": 70}, {}, ["all of 70 events are left out", "roi"]),
+        ({"hot_pixels_problem": "disk full"}, {}, ["hot pixels were not saved: disk full"]),
+        ({}, {"steps": 1, "last_step_ns": -250_000_000}, ["robot's clock was set by -0.250 s"]),
+        ({}, {"resets": 1}, ["camera's clock began anew"]),
+    ],
+)
+def test_trouble_with_time_or_load_is_said(load: dict, clock: dict, words: list[str]) -> None:
+    counts = replace(counters(ok=50), load=LoadCounters(**load), clock=ClockCounters(**clock))
+    level, text = assess(BEFORE, replace(NOW, counters=counts))
+    assert level == Level.WARN
+    assert all(word in text for word in words), text
+    # It is said once: a period later it is history, but for what lasts.
+    after = replace(NOW, counters=counts)
+    assert (assess(after, after)[0] == Level.OK) == ("hot_pixels_problem" not in load)
+
+
+def test_the_clocks_are_listed() -> None:
+    clock = ClockCounters(learnt=True, offset_ns=1_500_000_000, drift_ppm=-12.345, steps=2)
+    clock.last_step_ns, clock.ignored_stamps = 3_000_000, 4
+    for delay_ms in range(1, 102):
+        clock.note_delay(delay_ms * 1_000_000)
+    listed = figures(BEFORE, replace(NOW, counters=replace(counters(ok=50), clock=clock)))
+    assert listed["clock"] == "learnt from the stamps"
+    assert listed["clock offset s"] == "1.500000"
+    assert listed["clock drift ppm"] == "-12.35"
+    assert listed["packet delay ms p50"] == "51.000"
+    assert listed["packet delay ms p99"] == "100.000"
+    assert (listed["robot clock steps"], listed["robot clock last step s"]) == ("2", "0.003000")
+    assert listed["ignored stamps"] == "4"
+    none = figures(BEFORE, NOW)
+    assert (none["clock"], none["packet delay ms p50"]) == ("of the events", "")
 
 
 DEPTH = SensorReport(

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from event_binning_grad.errors import ConfigError
+from event_binning_grad.evaluation.bench_decoding import bench_decoding
 from event_binning_grad.evaluation.bench_egomotion import PARTS, Settings, bench_egomotion
 from event_binning_grad.evaluation.bench_egomotion_cuda import bench_cuda
 from event_binning_grad.evaluation.bench_flow import FLOW_PARTS, bench_flow
+from event_binning_grad.evaluation.bench_load import bench_load
 from event_binning_grad.evaluation.bench_operator import QUICK, Plan
 from event_binning_grad.evaluation.bench_operator_report import bench_operator
 from event_binning_grad.evaluation.machine import machine
@@ -72,10 +74,23 @@ def _cuda(console: Console, settings: Settings, _parts: Sequence[str]) -> list[d
     return bench_cuda(console, settings.quick)
 
 
+def _intake(console: Console, settings: Settings, _parts: Sequence[str]) -> dict[str, Any]:
+    try:
+        from event_binning_grad.ros.bench_intake import bench_intake
+
+        return bench_intake(console, settings.quick)
+    except ConfigError as error:  # no ROS here, which all others do without
+        console.print(f"intake: {error}")
+        return {"missing": str(error)}
+
+
 SECTIONS: dict[str, Callable[[Console, Settings, Sequence[str]], Any]] = {
     "operator": _operator,
     "egomotion": bench_egomotion,
     "cuda": _cuda,
     "flow": bench_flow,
+    "decoding": bench_decoding,
+    "load": bench_load,
+    "intake": _intake,
 }
 SECTION_PARTS = {"egomotion": tuple(PARTS), "flow": tuple(FLOW_PARTS)}

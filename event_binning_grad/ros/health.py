@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from event_binning_grad.estimation import EgomotionEstimate, Status
+from event_binning_grad.events.load_control import LoadCounters
 from event_binning_grad.pipeline import PipelineCounters
 
 # A stream or an output that is silent for so long is reported, s.
@@ -72,7 +73,7 @@ class SensorReport:
     Attributes:
         name: "depth", "range" or "imu", which is the topic's name, too.
         needed_by: the parameters that make use of it.
-        topic: where it comes from.
+        topic: where it comes from; "": from the source of the events.
         publishers: how many offer that topic.
         refused, last_refusal: messages that could not be used, and why the last one could not.
         dropped: readings given up because the worker was too slow to take them.
@@ -100,6 +101,8 @@ class Report:
     Attributes:
         time_s: now.
         events_topic: where the packets come from.
+        source: what they come from instead; "" for the topic.
+        events_problem: what is wrong with where they come from, and what to do; "" if nothing.
         publishers: how many offer that topic.
         ready: everything is compiled.
         calibration_problem: why there is no calibration and what to do; "" when there is one.
@@ -136,6 +139,8 @@ class Report:
     activity: Activity = field(default_factory=Activity)
     sensors: tuple[SensorReport, ...] = ()
     egomotion: bool = True
+    source: str = ""
+    events_problem: str = ""
 
 
 Problem = tuple[Level, str]
@@ -171,24 +176,29 @@ def assess(before: Report, now: Report) -> Problem:
 
 
 def _input_problems(before: Report, now: Report, silence_s: float) -> Iterator[Problem]:
-    if not now.received_packets:
+    if now.events_problem:
+        yield Level.WARN, now.events_problem
+    if now.source:
+        yield from _source_problems(now, silence_s)
+    elif now.received_packets and silence_s > SILENCE_S:
+        yield (
+            Level.ERROR,
+            f"no packets on {now.events_topic} for {silence_s:.0f} s: "
+            "the camera or its driver has stopped",
+        )
+    elif not now.received_packets and not now.events_problem:
         offer = "it is offered, but nothing comes" if now.publishers else "nobody publishes it"
         yield (
             Level.WARN,
             f"no events yet on {now.events_topic} ({offer}): "
             "start the camera's driver, or remap ~/events to its topic",
         )
-    elif silence_s > SILENCE_S:
-        yield (
-            Level.ERROR,
-            f"no packets on {now.events_topic} for {silence_s:.0f} s: "
-            "the camera or its driver has stopped",
-        )
     if now.calibration_problem:
         yield Level.WARN, now.calibration_problem
     rejected = now.rejected_packets - before.rejected_packets
     if rejected:
         yield Level.WARN, f"{rejected} packets rejected: {now.last_rejection}"
+    yield from _time_and_load_problems(before.counters, now.counters)
     shed = now.shed_packets - before.shed_packets
     if shed:
         kilobytes = (now.shed_bytes - before.shed_bytes) / 1e3
@@ -206,29 +216,57 @@ def _input_problems(before: Report, now: Report, silence_s: float) -> Iterator[P
         )
 
 
-def _sensor_problems(before: SensorReport, now: SensorReport, time_s: float) -> Iterator[Problem]:
-    silence_s = time_s - now.last_arrival_s
-    if not now.received:
-        offer = "it is offered, but nothing comes" if now.publishers else "nobody publishes it"
-        advice = f"start its driver, or remap ~/{now.name} to its topic"
+def _source_problems(now: Report, silence_s: float) -> Iterator[Problem]:
+    if now.events_problem:  # that says why nothing comes
+        return
+    if not now.received_packets:
+        yield Level.WARN, f"no events yet from {now.source}"
+    elif silence_s > SILENCE_S:
+        yield Level.ERROR, f"no events from {now.source} for {silence_s:.0f} s: has it stopped?"
+
+
+def _time_and_load_problems(before: PipelineCounters, now: PipelineCounters) -> Iterator[Problem]:
+    if now.clock.steps > before.clock.steps:
         yield (
             Level.WARN,
-            f"{now.needed_by}: no {now.name} yet on {now.topic} ({offer}): {advice}",
+            f"by the stamps of the packets the robot's clock was set by "
+            f"{now.clock.last_step_ns * 1e-9:+.3f} s: keep it synchronised by slewing",
         )
+    if now.clock.resets > before.clock.resets:
+        yield Level.WARN, "the camera's clock began anew: it restarted, or a recording began again"
+    if now.load.hot_pixels_problem:
+        yield Level.WARN, f"the hot pixels were not saved: {now.load.hot_pixels_problem}"
+    came = now.load.events - before.load.events
+    if came and now.load.kept_events == before.load.kept_events:
+        yield (
+            Level.WARN,
+            f"all of {came} events are left out before the windows: see roi, hot_pixels, "
+            "refractory_us, background_us, keep_share",
+        )
+
+
+def _sensor_problems(before: SensorReport, now: SensorReport, time_s: float) -> Iterator[Problem]:
+    silence_s = time_s - now.last_arrival_s
+    where = f"on {now.topic}" if now.topic else "from the events' source"
+    if not now.received and now.topic:
+        offer = "it is offered, but nothing comes" if now.publishers else "nobody publishes it"
+        advice = f"start its driver, or remap ~/{now.name} to its topic"
+        yield Level.WARN, f"{now.needed_by}: no {now.name} yet {where} ({offer}): {advice}"
+    elif not now.received:
+        yield Level.WARN, f"{now.needed_by}: no {now.name} yet {where}: does it have any?"
     elif silence_s > SILENCE_S:
         yield (
             Level.ERROR,
-            f"{now.needed_by}: no {now.name} on {now.topic} for {silence_s:.0f} s: its driver has "
-            "stopped",
+            f"{now.needed_by}: no {now.name} {where} for {silence_s:.0f} s: its driver has stopped",
         )
     refused = now.refused - before.refused
     if refused:
-        yield Level.WARN, f"{refused} messages on {now.topic} refused: {now.last_refusal}"
+        yield Level.WARN, f"{refused} messages {where} refused: {now.last_refusal}"
     if abs(now.behind_s) > _MAX_STAMP_DIFFERENCE_S + max(silence_s, 0.0):
         side = "behind" if now.behind_s > 0 else "ahead of"
         yield (
             Level.WARN,
-            f"the stamps on {now.topic} are {abs(now.behind_s):.1f} s {side} those of the events: "
+            f"the stamps {where} are {abs(now.behind_s):.1f} s {side} those of the events: "
             "let both drivers stamp by one clock",
         )
 
@@ -316,6 +354,8 @@ def figures(before: Report, now: Report) -> dict[str, str]:
         "device": now.device,
         "gradient": now.gradient,
     }
+    values |= _load_figures(before.counters.load, counters.load)
+    values |= _clock_figures(counters)
     if now.egomotion:
         values |= _egomotion_figures(before, now, period_s)
     for sensor in now.sensors:
@@ -328,6 +368,43 @@ def figures(before: Report, now: Report) -> dict[str, str]:
             f"{sensor.name} behind events s": _seconds(sensor.behind_s, sensor.received),
         }
     return {name: str(value) for name, value in values.items()}
+
+
+def _load_figures(before: LoadCounters, now: LoadCounters) -> dict[str, Any]:
+    came = now.events - before.events
+    return {
+        "kept events": now.kept_events,
+        "kept events share": f"{(now.kept_events - before.kept_events) / came:.3f}" if came else "",
+        "events outside roi": now.outside_roi_events,
+        "events of masked pixels": now.masked_events,
+        "refractory events": now.refractory_events,
+        "background events": now.background_events,
+        "decimated events": now.decimated_events,
+        "events over cap": now.over_cap_events,
+        "masked pixels": now.hot_pixels,
+        "masked pixels problem": now.hot_pixels_problem,
+    }
+
+
+def _clock_figures(counters: PipelineCounters) -> dict[str, Any]:
+    clock = counters.clock
+    return {
+        "clock": "learnt from the stamps" if clock.learnt else "of the events",
+        "clock offset s": f"{clock.offset_ns * 1e-9:.6f}",
+        "clock drift ppm": f"{clock.drift_ppm:.2f}",
+        "packet delay ms p50": _milliseconds(clock.delay_ms(0.5)),
+        "packet delay ms p99": _milliseconds(clock.delay_ms(0.99)),
+        "robot clock steps": clock.steps,
+        "robot clock last step s": f"{clock.last_step_ns * 1e-9:.6f}" if clock.steps else "",
+        "sensor clock resets": clock.resets,
+        "ignored stamps": clock.ignored_stamps,
+        "trigger events": counters.decoder.trigger_events,
+        "dropped triggers": counters.dropped_triggers,
+    }
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else ""
 
 
 def _egomotion_figures(before: Report, now: Report, period_s: float) -> dict[str, Any]:
