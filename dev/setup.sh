@@ -2,7 +2,7 @@
 # Prepares .venv, a step at a time; `make setup` calls the steps whose inputs have changed.
 #
 #   dev/setup.sh environment   the virtual environment with the pinned packages, ROS 2 among them
-#   dev/setup.sh messages      event_camera_msgs, built into it
+#   dev/setup.sh messages      the message packages of the event cameras' drivers, built into it
 #   dev/setup.sh package       this package, installed so that edits show at once
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -62,28 +62,43 @@ fix_header_paths() {
     python_headers=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     numpy_headers=$("$VENV/bin/python" -c 'import numpy; print(numpy.get_include())')
     local built_at='/opt/python/cp3[0-9]+-cp3[0-9]+'
-    grep -rlE "$built_at" "$VENV/share" --include='*.cmake' | xargs -r sed -i -E \
+    # grep finds nothing the second time, which is no failure.
+    { grep -rlE "$built_at" "$VENV/share" --include='*.cmake' || true; } | xargs -r sed -i -E \
         -e "s#$built_at/include/python3\.[0-9]+#$python_headers#g" \
         -e "s#$built_at/lib/python3\.[0-9]+/site-packages/numpy/_?core/include#$numpy_headers#g"
 }
 
-messages() {
-    echo "make setup: building event_camera_msgs"
-    fix_header_paths
-    local build=$VENV/build/event_camera_msgs log=$VENV/build/event_camera_msgs.log
+build_messages() {
+    local name=$1
+    local build=$VENV/build/$name log=$VENV/build/$name.log
     mkdir -p "$build"
-    # CMake's generators run in this environment, never in a ROS installation that the shell may have sourced.
-    export ROS_VERSION=2 ROS_DISTRO=kilted PATH=$VENV/bin:$PATH
-    export AMENT_PREFIX_PATH=$VENV CMAKE_PREFIX_PATH=$VENV LD_LIBRARY_PATH=$VENV/lib
     {
-        cmake -G Ninja -S dev/msgs/event_camera_msgs -B "$build" -DCMAKE_INSTALL_PREFIX="$VENV" \
+        cmake -G Ninja -S "dev/msgs/$name" -B "$build" -DCMAKE_INSTALL_PREFIX="$VENV" \
             -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=OFF \
             -DPython3_EXECUTABLE="$VENV/bin/python" -DPython3_FIND_VIRTUALENV=ONLY &&
             cmake --build "$build" --target install
     } >"$log" 2>&1 || {
         tail -n 20 "$log" >&2
-        fail "building event_camera_msgs failed: see $log"
+        fail "building $name failed: see $log"
     }
+}
+
+messages() {
+    local packages=(event_camera_msgs dvs_msgs prophesee_event_msgs dv_ros2_msgs)
+    echo "make setup: building ${packages[*]}"
+    fix_header_paths
+    # CMake's generators run in this environment, never in a ROS installation that the shell may have sourced.
+    export ROS_VERSION=2 ROS_DISTRO=kilted PATH=$VENV/bin:$PATH
+    export AMENT_PREFIX_PATH=$VENV CMAKE_PREFIX_PATH=$VENV LD_LIBRARY_PATH=$VENV/lib
+    local name jobs=()
+    for name in "${packages[@]}"; do
+        build_messages "$name" &
+        jobs+=($!)
+    done
+    local job
+    for job in "${jobs[@]}"; do
+        wait "$job" || exit 1
+    done
 }
 
 package() {

@@ -18,6 +18,16 @@ from event_binning_grad.ros.transport import transport_environment
 PACKAGE = "event_binning_grad"
 DEFAULT_PARAMETERS = PathJoinSubstitution([FindPackageShare(PACKAGE), "config", "default.yaml"])
 
+# Parameters that stand for those of the file where they are given.
+TEXTS = (
+    "estimate",
+    "calibration_file",
+    "source",
+    "events_type",
+    "address",
+    "camera_name",
+    "recording",
+)
 TOPICS = ("events", "camera_info", "depth", "range", "imu")
 
 
@@ -33,6 +43,12 @@ def generate_launch_description() -> LaunchDescription:
             _argument("range", "/event_camera/range", "topic of the range finder"),
             _argument("imu", "/event_camera/imu", "topic of the IMU"),
             _argument("estimate", "", "egomotion, flow or both, instead of what params_file says"),
+            _argument("source", "", "ros, dv_camera, dv_network, metavision or file, likewise"),
+            _argument("events_type", "", "type of the events' topic, likewise"),
+            _argument("address", "", "of a dv_network source, likewise"),
+            _argument("port", "", "of a dv_network source, likewise"),
+            _argument("camera_name", "", "of a camera at USB, likewise"),
+            _argument("recording", "", "path for the source file, likewise"),
             _argument("calibration_file", "", "calibration to use instead of that topic"),
             _argument("use_sim_time", "false", "take the time from /clock"),
             _argument(
@@ -50,14 +66,14 @@ def _start(context: LaunchContext) -> list[Node]:
     parameters: list[object] = [LaunchConfiguration("params_file")]
     use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     parameters.append({"use_sim_time": use_sim_time})
-    given = {
-        name: LaunchConfiguration(name).perform(context)
-        for name in ("estimate", "calibration_file")
-    }
+    given = {name: LaunchConfiguration(name).perform(context) for name in TEXTS}
     # An empty one would hide what the parameter file says.
     parameters += [
         {n: ParameterValue(value, value_type=str)} for n, value in given.items() if value
     ]
+    port = LaunchConfiguration("port").perform(context)
+    if port:
+        parameters.append({"port": int(port)})
     transport = LaunchConfiguration("transport").perform(context)
     return [
         Node(

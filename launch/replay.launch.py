@@ -41,8 +41,18 @@ def generate_launch_description() -> LaunchDescription:
     )
     return LaunchDescription(
         [
-            DeclareLaunchArgument("recording", description="bag, or directory with events.txt"),
+            DeclareLaunchArgument("recording", description="any recording"),
             DeclareLaunchArgument("rate", default_value="1.0", description="speed"),
+            DeclareLaunchArgument("start", default_value="0", description="begin here, s"),
+            DeclareLaunchArgument("duration", default_value="", description="s; empty: all"),
+            DeclareLaunchArgument(
+                "loop", default_value="false", description="begin again at the end"
+            ),
+            DeclareLaunchArgument(
+                "pause",
+                default_value="false",
+                description="begin paused, until the service /replay/pause says otherwise",
+            ),
             DeclareLaunchArgument(
                 "transport", default_value="large_data", description="see perception.launch.py"
             ),
@@ -54,6 +64,13 @@ def generate_launch_description() -> LaunchDescription:
 
 def _replay(context: LaunchContext) -> list[Node | RegisterEventHandler]:
     transport = LaunchConfiguration("transport").perform(context)
+    duration = LaunchConfiguration("duration").perform(context)
+    options = ["--duration", duration] if duration else []
+    options += [
+        f"--{name}"
+        for name in ("loop", "pause")
+        if LaunchConfiguration(name).perform(context).lower() in ("true", "1")
+    ]
     replay = Node(
         package=PACKAGE,
         executable="replay",
@@ -62,7 +79,9 @@ def _replay(context: LaunchContext) -> list[Node | RegisterEventHandler]:
             "--rate", LaunchConfiguration("rate"),
             "--events-topic", EVENTS,
             "--wait", WAIT_S,
+            "--start", LaunchConfiguration("start"),
             "--clock",
+            *options,
         ],
         additional_env=transport_environment(transport, os.environ),
         output="screen",

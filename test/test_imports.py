@@ -14,7 +14,14 @@ import event_binning_grad
 # What only a ROS installation brings; the core must run without any of it.
 ROS = {"rclpy", "rcl_interfaces", "builtin_interfaces", "std_msgs", "sensor_msgs", "geometry_msgs"}
 ROS |= {"diagnostic_msgs", "event_camera_msgs", "rosgraph_msgs", "launch", "launch_ros"}
-ROS |= {"ament_index_python", "rosidl_parser", "rpyutils"}
+ROS |= {
+    "dvs_msgs",
+    "prophesee_event_msgs",
+    "dv_ros2_msgs",
+    "ament_index_python",
+    "rosidl_parser",
+    "rpyutils",
+}
 
 
 def imported_after(statement: str) -> set[str]:

@@ -17,17 +17,17 @@ sys.exit(main({arguments!r}))
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments"),
+    ("module", "arguments", "missing"),
     [
-        ("ros.node", []),
-        ("ros.replay", ["some.bag"]),
-        ("cli", ["demo"]),
-        ("cli", ["replay", "some.bag"]),
+        ("ros.node", [], "rclpy"),
+        ("ros.replay", ["some.bag"], "rclpy and event_camera_msgs"),
+        ("cli", ["demo"], "rclpy and event_camera_msgs"),
+        ("cli", ["replay", "some.bag"], "rclpy and event_camera_msgs"),
     ],
 )
-def test_missing_ros_is_one_line(module: str, arguments: list[str]) -> None:
+def test_missing_ros_is_one_line(module: str, arguments: list[str], missing: str) -> None:
     code = WITHOUT_ROS.format(module=module, arguments=arguments)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
-    assert "rclpy and event_camera_msgs cannot be imported" in line
+    assert f": {missing} cannot be imported" in line

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import array
 import csv
+import os
+import pty
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -22,6 +25,7 @@ from geometry_msgs.msg import TwistStamped
 from rclpy.serialization import serialize_message
 from ros_harness import CAMERA_INFO, EVENTS, Ros, ros_session
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 
@@ -33,6 +37,7 @@ from event_binning_grad.events.bags import (
     typestore,
 )
 from event_binning_grad.events.decoder import PacketDecoder
+from event_binning_grad.events.event_arrays import event_array_packet
 from event_binning_grad.events.types import stamp_to_ns
 from event_binning_grad.ros.qos import EVENTS_QOS
 from event_binning_grad.ros.replay import ReplayConfig, replay
@@ -209,6 +214,206 @@ def test_loop_until_signal(ros: Ros, bag: Path) -> None:
     assert sum(after < before for before, after in pairwise(seqs)) >= 2
 
 
+@pytest.fixture(scope="module")
+def event_array_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rosbag2 of dvs_msgs/EventArray, as its messages lie there: 50 of 100 events each 10 ms."""
+    path = tmp_path_factory.mktemp("arrays") / "bag"
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    event = "uint16 x\nuint16 y\nbuiltin_interfaces/Time ts\nbool polarity\n"
+    store.register(get_types_from_msg(event, "dvs_msgs/msg/Event"))
+    fields = "std_msgs/Header header\nuint32 height\nuint32 width\ndvs_msgs/Event[] events\n"
+    store.register(get_types_from_msg(fields, "dvs_msgs/msg/EventArray"))
+    types: Any = store.types
+    stamp = types["builtin_interfaces/msg/Time"]
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        topic = writer.add_connection("/dvs/events", "dvs_msgs/msg/EventArray", typestore=store)
+        for k in range(50):
+            start_ns = 10**18 + k * 10**7
+            events = [
+                types["dvs_msgs/msg/Event"](
+                    n, n // 2, stamp(*divmod(start_ns + n * 99_999, 10**9)), n % 2
+                )
+                for n in range(100)
+            ]
+            header = types["std_msgs/msg/Header"](stamp(*divmod(start_ns, 10**9)), "dvs")
+            message = types["dvs_msgs/msg/EventArray"](header, 60, 120, events)
+            data = store.serialize_cdr(message, "dvs_msgs/msg/EventArray")
+            writer.write(topic, start_ns + 10**7, data)
+    return path
+
+
+def test_a_stretch_is_published(ros: Ros, bag: Path) -> None:
+    audience = Audience(ros)
+    process = ros.replay(bag, "--start", "0.4", "--duration", "0.3", "--clock")
+    audience.listen_until_end(process)
+    assert process.wait() == 0, process.output
+    packets = audience.on(EVENTS)
+    source = BagRecording(bag)
+    times = [raw.bag_time_ns for raw in source.raw_messages([EVENTS])]
+    inside = [k for k, time_ns in enumerate(times) if 0.4e9 <= time_ns - times[0] < 0.7e9]
+    assert [packet.seq for packet in packets] == inside
+    assert audience.on(CAMERA_INFO)
+    clock = [stamp_to_ns(message.clock) for message in audience.on("/clock")]
+    assert clock[0] - times[0] == pytest.approx(0.4e9, abs=11e6)
+    assert clock[-1] - clock[0] == pytest.approx(0.3e9, abs=20e6)
+
+
+def test_a_stretch_of_a_text_recording(ros: Ros, text_recording: Path) -> None:
+    audience = Audience(ros)
+    audience.hear(Imu, "/event_camera/imu")
+    process = ros.replay(text_recording, "--start", "0.5", "--duration", "0.25")
+    audience.listen_until_end(process)
+    assert process.wait() == 0, process.output
+    decoder = PacketDecoder()
+    t = np.concatenate([decoder.decode(packet).events.t for packet in audience.on(EVENTS)])
+    assert len(t) == 2500
+    assert t[0] == 1_500_000_000  # exactly: the encoding keeps the recording's times
+    stamps = [stamp_to_ns(imu.header.stamp) for imu in audience.on("/event_camera/imu")]
+    assert stamps == list(range(1_500_000_000, 1_750_000_000, 10_000_000))
+
+
+def test_messages_of_single_events_go_as_they_are(ros: Ros, event_array_bag: Path) -> None:
+    pytest.importorskip("dvs_msgs", reason="dvs_msgs is not installed")
+    from dvs_msgs.msg import EventArray
+
+    node, heard = ros.new_node(), []
+    node.create_subscription(EventArray, EVENTS, heard.append, EVENTS_QOS, raw=True)
+    process = ros.replay(event_array_bag)
+    listen(node, process)
+    assert process.wait() == 0, process.output
+    sent = list(BagRecording(event_array_bag).packets())
+    assert len(heard) == len(sent) == 50
+    for data, packet in zip(heard, sent, strict=True):  # data may be padded at its end
+        copy = event_array_packet(data, packet.seq)
+        assert copy.header == packet.header
+        np.testing.assert_array_equal(copy.events, packet.events)
+
+
+def test_messages_of_single_events_become_packets(
+    ros: Ros, event_array_bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where their type is not installed."""
+    from event_binning_grad.ros import replayer
+
+    installed = replayer.message_class
+
+    def without_dvs(type_name: str) -> Any:
+        if type_name.startswith("dvs_msgs"):
+            raise ImportError(type_name)
+        return installed(type_name)
+
+    monkeypatch.setattr(replayer, "message_class", without_dvs)
+    recording = BagRecording(event_array_bag)
+    assert replayer.recorded_topics(recording, EVENTS) == {EVENTS: EVENT_PACKET_TYPE}
+    messages = list(replayer.recorded_messages(recording, EVENTS))
+    decoder = PacketDecoder()
+    events = [decoder.decode(message.content).events for message in messages]
+    assert len(messages) == 50
+    assert all(isinstance(message.content, EventPacket) for message in messages)
+    for k, part in enumerate(events):
+        n = np.arange(100)
+        np.testing.assert_array_equal(part.t, 10**18 + k * 10**7 + n * 99_999)
+        np.testing.assert_array_equal(part.x, n)
+        np.testing.assert_array_equal(part.p, n % 2)
+
+
+def listen(node: Any, process: Any, until: Any = lambda: False, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while process.popen.poll() is None and not until() and time.monotonic() < deadline:
+        rclpy.spin_once(node, timeout_sec=0.05)
+
+
+def test_pause_and_go_on(ros: Ros, bag: Path) -> None:
+    set_bool = pytest.importorskip("std_srvs.srv", reason="std_srvs is not installed").SetBool
+    audience = Audience(ros)
+    client = audience.node.create_client(set_bool, "/replay/pause")
+
+    def ask(paused: bool) -> str:
+        future = client.call_async(set_bool.Request(data=paused))
+        rclpy.spin_until_future_complete(audience.node, future, timeout_sec=20)
+        response = future.result()
+        assert response.success
+        return response.message
+
+    def listen_for(seconds: float) -> None:
+        listen(audience.node, process, timeout_s=seconds)
+
+    process = ros.replay(bag, "--pause", "--clock")
+    assert client.wait_for_service(60)
+    listen_for(1.0)
+    assert audience.on(EVENTS) == audience.on("/clock") == []
+    assert ask(False) == "playing"
+    listen(audience.node, process, lambda: len(audience.on(EVENTS)) > 50)
+    assert ask(True) == "paused"
+    listen_for(0.3)
+    heard, clock = len(audience.on(EVENTS)), len(audience.on("/clock"))
+    assert 50 < heard < 250
+    listen_for(0.7)
+    assert (len(audience.on(EVENTS)), len(audience.on("/clock"))) == (heard, clock)
+    assert ask(False) == "playing"
+    resumed_s = time.monotonic()
+    audience.listen_until_end(process)
+    # At its own pace: what the pause took is not caught up.
+    assert time.monotonic() - resumed_s > 0.8 * (250 - heard) * 0.004
+    assert process.wait() == 0, process.output
+    assert [packet.seq for packet in audience.on(EVENTS)] == list(range(250))
+
+
+def test_the_space_key_pauses(ros: Ros, bag: Path, tmp_path: Path) -> None:
+    """The replay as the foreground process of a terminal of its own."""
+    heard: list[Any] = []
+    node = ros.new_node()
+    node.create_subscription(EventPacket, EVENTS, heard.append, EVENTS_QOS)
+    command = ["-m", "event_binning_grad.cli", "play", str(bag), "--pause", "--wait", "60"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, *command])
+    status: list[int] = []
+
+    def ended() -> bool:
+        if not status:
+            done, code = os.waitpid(pid, os.WNOHANG)
+            status.extend([code] if done else [])
+        return bool(status)
+
+    def listen_for(seconds: float, condition: Any = lambda: False) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition() and not ended() and time.monotonic() < deadline:
+            rclpy.spin_once(node, timeout_sec=0.05)
+
+    try:
+        listen_for(30, lambda: node.count_publishers(EVENTS) > 0)
+        listen_for(1.5)
+        assert heard == []
+        os.write(terminal, b" ")
+        listen_for(20, lambda: len(heard) > 20)
+        os.write(terminal, b"x ")
+        listen_for(0.3)
+        paused_at = len(heard)
+        assert 20 < paused_at < 250
+        listen_for(0.5)
+        assert len(heard) == paused_at
+        os.write(terminal, b" ")
+        listen_for(20)
+        assert ended()
+        assert os.waitstatus_to_exitcode(status[0]) == 0
+        assert len(heard) == 250
+    finally:
+        if not ended():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def test_a_paused_replay_ends_on_a_signal(ros: Ros, bag: Path) -> None:
+    process = ros.start("replay", str(bag), "--pause")
+    process.wait_until_it_handles(signal.SIGINT)
+    time.sleep(1.5)
+    process.send(signal.SIGINT)
+    assert process.wait() == 0, process.output
+    assert "Traceback" not in process.output
+
+
 def test_signal_ends_the_wait(ros: Ros, bag: Path) -> None:
     process = ros.replay(bag)
     time.sleep(2.5)
@@ -257,7 +462,16 @@ def test_a_recording_without_events_is_refused(ros: Ros, tmp_path: Path) -> None
         replay(tmp_path)
 
 
-@pytest.mark.parametrize("values", [{"rate": -1.0}, {"rate": float("inf")}, {"wait_s": -1.0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rate": -1.0},
+        {"rate": float("inf")},
+        {"wait_s": -1.0},
+        {"start_s": -1.0},
+        {"duration_s": 0.0},
+    ],
+)
 def test_bad_config_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         ReplayConfig(**values)  # type: ignore[arg-type]

@@ -10,17 +10,20 @@ import numpy as np
 import numpy.typing as npt
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from event_camera_msgs.msg import EventPacket
 from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped, Vector3Stamped
-from sensor_msgs.msg import CameraInfo, Image, TimeReference
+from sensor_msgs.msg import CameraInfo, Image, Imu, TimeReference
 from std_msgs.msg import Header
 
 from event_binning_grad.errors import PacketError
 from event_binning_grad.events.types import NS_PER_S, PacketLike, stamp_to_ns
 
 if TYPE_CHECKING:  # the replayer needs the conversions, but not the estimator
+    from event_camera_msgs.msg import EventPacket
+
     from event_binning_grad.estimation import EgomotionEstimate
+    from event_binning_grad.pipeline import Trigger
     from event_binning_grad.ros.health import Level
+    from event_binning_grad.sources.source import Measurement
 
 # A velocity that is not known is 0 with this variance, (m/s)^2 or (rad/s)^2. Whoever fuses the
 # twist must leave these axes out by configuration (robot_localization: false in twist0_config); a
@@ -33,6 +36,7 @@ _WHITE_PERCENTILE = 99.0
 _WHITE_MIN_EVENTS = 3.0
 
 WINDOW_END = "window_end"
+RISING, FALLING = "rising", "falling"
 
 
 def to_time(time_ns: int) -> Time:
@@ -89,6 +93,35 @@ def to_window_reference(estimate: EgomotionEstimate, frame_id: str) -> TimeRefer
     message.header = to_header(estimate.stamp_ns, frame_id)
     message.time_ref = to_time(estimate.window_end_ns)
     message.source = WINDOW_END
+    return message
+
+
+def to_trigger(trigger: Trigger, frame_id: str) -> TimeReference:
+    """An edge of the camera's trigger input: header.stamp on the robot's clock, time_ref on the
+    sensor's; source "rising" or "falling", with the channel's number unless it is 0."""
+    source = RISING if trigger.p else FALLING
+    return TimeReference(
+        header=to_header(trigger.robot_ns, frame_id),
+        time_ref=to_time(trigger.sensor_ns),
+        source=f"{source} {trigger.channel}" if trigger.channel else source,
+    )
+
+
+def to_imu(measurement: Measurement, frame_id: str) -> Imu:
+    """sensor_msgs/Imu: rad/s and m/s^2 in the IMU's frame, without orientation.
+
+    What is not known says so by a covariance of -1; that of the others is not known, all 0.
+    """
+    message = Imu(header=to_header(measurement.stamp_ns, frame_id))
+    message.orientation_covariance[0] = -1.0
+    omega, acceleration = message.angular_velocity, message.linear_acceleration
+    omega.x, omega.y, omega.z = (float(w) for w in measurement.value)
+    if measurement.acceleration is None:
+        message.linear_acceleration_covariance[0] = -1.0
+    else:
+        acceleration.x, acceleration.y, acceleration.z = (
+            float(a) for a in measurement.acceleration
+        )
     return message
 
 
@@ -159,6 +192,8 @@ def to_true_twist(
 
 def to_packet(packet: PacketLike) -> EventPacket:
     """event_camera_msgs/EventPacket of any packet with its fields."""
+    from event_camera_msgs.msg import EventPacket  # whoever has no such packets has no such package
+
     return EventPacket(
         header=to_header(stamp_to_ns(packet.header.stamp), packet.header.frame_id),
         height=packet.height,

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exit_at_once()
     let_threads_sleep()
     try:
-        require_ros()
+        require_ros(["rclpy"])  # of the message packages of event cameras, any will do, or none
         return _run(arguments)
     except EventBinningError as error:
         print(f"perception_node: {error}", file=sys.stderr)

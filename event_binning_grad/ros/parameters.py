@@ -13,7 +13,11 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
 from event_binning_grad.errors import ConfigError
+from event_binning_grad.ros.event_topics import EVENTS_TYPES
 from event_binning_grad.ros.sensors import to_rotation
+
+SOURCES = ("ros", "dv_camera", "dv_network", "metavision", "file")
+RECORDING_ENDS = ("stop", "idle", "loop")
 
 Config = TypeVar("Config")
 
@@ -23,6 +27,20 @@ class NodeConfig:
     """What the node does besides estimating; config/default.yaml is the manual.
 
     Attributes:
+        source: where the events come from: "ros" (~/events), "dv_camera" (an iniVation camera at
+            USB), "dv_network" (a dv-processing stream over TCP), "metavision" (a Prophesee camera
+            at USB) or "file" (a recording in real time).
+        events_type: with source ros, the type of ~/events: "auto" (what its publishers say),
+            "event_packet", "dvs", "prophesee" or "dv".
+        address: with source dv_network, of the server.
+        port: the same, of the events.
+        imu_port: the same, of the IMU; 0 for none.
+        camera_name: with source dv_camera and metavision, name or serial number; empty for the
+            first camera that is found.
+        camera_settings: with source dv_camera, "name=value name=value ...".
+        recording: with source file, its path.
+        recording_rate: its speed; 2 is twice as fast as it was.
+        recording_end: what the node does at its end: "stop", "idle" or "loop".
         calibration_file: camera_info YAML or calib.txt; empty to take ~/camera_info.
         frame_id: frame of the published messages; empty for the one of the packets, which must
             be the camera's optical frame (z forward, x right, y down).
@@ -38,6 +56,16 @@ class NodeConfig:
         ConfigError: a value that is not allowed.
     """
 
+    source: str = "ros"
+    events_type: str = "auto"
+    address: str = "127.0.0.1"
+    port: int = 7777
+    imu_port: int = 0
+    camera_name: str = ""
+    camera_settings: str = ""
+    recording: str = ""
+    recording_rate: float = 1.0
+    recording_end: str = "stop"
     calibration_file: str = ""
     frame_id: str = ""
     queue_ms: float = 200.0
@@ -47,7 +75,25 @@ class NodeConfig:
     imu_to_camera: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0)
 
     def __post_init__(self) -> None:
+        for name, allowed in (
+            ("source", SOURCES),
+            ("events_type", EVENTS_TYPES),
+            ("recording_end", RECORDING_ENDS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}"
+                )
+        if self.source == "file" and not self.recording:
+            raise ConfigError("source 'file': expected the parameter recording, a path")
+        if self.recording and self.source != "file":
+            raise ConfigError(
+                f"recording {self.recording!r}: it is read with source 'file', not {self.source!r}"
+            )
         for name, lowest, highest in (
+            ("port", 1, 65535),
+            ("imu_port", 0, 65535),
+            ("recording_rate", 0.001, 1000.0),
             ("queue_ms", 1.0, 60_000.0),
             ("iwe_rate_hz", 0.1, 1000.0),
             ("flow_points", 1, 1_000_000),

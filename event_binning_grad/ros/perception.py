@@ -5,45 +5,47 @@ from __future__ import annotations
 import copy
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from event_camera_msgs.msg import EventPacket
 from geometry_msgs.msg import TwistWithCovarianceStamped, Vector3Stamped
 from rclpy.clock import Clock, ClockType  # pyright: ignore[reportPrivateImportUsage] # Humble
 from rclpy.executors import Executor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image, TimeReference
+from sensor_msgs.msg import CameraInfo, Image, Imu, TimeReference
 
 from event_binning_grad.cli import load_camera
 from event_binning_grad.errors import EventBinningError
 from event_binning_grad.estimation import EgomotionEstimate
 from event_binning_grad.estimation.flow_estimate import FlowEstimate
-from event_binning_grad.events.types import NS_PER_S, PacketLike
+from event_binning_grad.events.types import EventPacket, PacketLike
 from event_binning_grad.geometry import Camera
-from event_binning_grad.pipeline import PipelineConfig
+from event_binning_grad.pipeline import PipelineConfig, Trigger
 from event_binning_grad.pipeline_flow import FlowStage
 from event_binning_grad.ros import health
+from event_binning_grad.ros.event_topics import EventTopic
 from event_binning_grad.ros.flow_health import FlowReport, assess_flow, flow_figures
 from event_binning_grad.ros.flow_output import FlowOutput
 from event_binning_grad.ros.flow_worker import FlowWorker
 from event_binning_grad.ros.health import Report
 from event_binning_grad.ros.messages import (
     to_diagnostics,
+    to_imu,
     to_status,
+    to_trigger,
     to_twist,
     to_vector,
     to_window_reference,
     write_image,
 )
-from event_binning_grad.ros.packet_queue import PacketQueue
+from event_binning_grad.ros.packet_queue import PacketQueue, SerializedArray
 from event_binning_grad.ros.parameters import NodeConfig, declare, unknown_parameters
-from event_binning_grad.ros.qos import CAMERA_INFO_QOS, EVENTS_QOS, OUTPUT_DEPTH
+from event_binning_grad.ros.qos import CAMERA_INFO_QOS, OUTPUT_DEPTH, SENSOR_QOS
 from event_binning_grad.ros.sensor_inputs import SensorInputs
 from event_binning_grad.ros.sensors import (
     Reading,
@@ -52,29 +54,40 @@ from event_binning_grad.ros.sensors import (
     needed_sensors,
     to_rotation,
 )
+from event_binning_grad.ros.sources import make_source
 from event_binning_grad.ros.worker import CompensatedImage, Worker
-
-if TYPE_CHECKING:
-    from rclpy.subscription import MessageInfo  # not on Humble
+from event_binning_grad.sources.source import (
+    Measurement,
+    Opened,
+    SourceReader,
+    TriggerEdge,
+)
 
 _LOG_PERIOD_S = 5.0
+IMU_FRAME_ID = "event_camera_imu"
 # A packet that has waited for this share of queue_ms means that windows must be left out. Well
 # before the queue drops packets, and no sooner than a hiccup of the machine passes by itself.
 _BEHIND = 0.25
 # So often the depth's subscription is matched to the publishers that are there, s.
 _MATCH_PERIOD_S = 0.2
+# So often it is looked who publishes the events, and as what, s.
+_LOOK_PERIOD_S = 0.1
+# The same problem of a source is logged again after so long, s.
+_REPEAT_S = 30.0
 
 
 class PerceptionNode(Node):
     """Estimates the velocity of one event camera, and the flow of what it sees.
 
-    Subscribes ~/events (event_camera_msgs/EventPacket); without a calibration_file ~/camera_info;
-    and of ~/depth, ~/range and ~/imu what the parameters make use of. Publishes ~/twist
+    Subscribes ~/events (of one of the types of event_topics) or reads another source; without a
+    calibration_file ~/camera_info; and of ~/depth, ~/range and ~/imu what the parameters make use
+    of and the source does not bring. Publishes ~/twist
     (TwistWithCovarianceStamped, rad/s and m/s, camera frame, trusted estimates only), ~/window
     (TimeReference: a twist's stamp and the end of its window), ~/iwe (mono8, the motion-compensated
     events), with motion_model planar ~/velocity_over_distance (1/s) and ~/plane (the plane's unit
-    normal), and /diagnostics; all but ~/twist and /diagnostics only while somebody listens. With
-    estimate flow or both also what FlowOutput says.
+    normal), ~/trigger (TimeReference, the edges of the camera's trigger input), ~/imu_out (Imu,
+    what the source of the events brings), and /diagnostics; all but ~/twist and /diagnostics only
+    while somebody listens. With estimate flow or both also what FlowOutput says.
 
     The executor's thread receives, a worker thread decodes and estimates, and another one estimates
     the flow. start() begins, stop() must be called at the end.
@@ -90,7 +103,9 @@ class PerceptionNode(Node):
         for name in unknown_parameters(self):
             self.get_logger().warning(f"parameter {name} is not known here and has no effect")
         self.failure: BaseException | None = None
-        self._queue: PacketQueue[PacketLike] = PacketQueue(self._config.queue_ms / 1e3)
+        self._queue: PacketQueue[PacketLike | SerializedArray] = PacketQueue(
+            self._config.queue_ms / 1e3
+        )
         self._readings = ReadingQueue()
         behind_s = _BEHIND * self._config.queue_ms / 1e3
         self._flow = self._flow_output = None
@@ -100,12 +115,27 @@ class PerceptionNode(Node):
         self._worker = Worker(
             pipeline_config, self._queue, self._readings, self, behind_s, self._flow
         )
+        needed = needed_sensors(pipeline_config)
+        self._source = make_source(self._config, frozenset(sensor.value for sensor in needed))
+        brought = frozenset() if self._source is None else self._source.sensors
         self._sensors = SensorInputs(
             self,
-            needed_sensors(pipeline_config),
+            needed,
             to_rotation(self._config.imu_to_camera),
             self._on_reading,
+            [sensor for sensor in needed if sensor.value in brought],
         )
+        self._events = EventTopic(self, self._config.events_type, self._on_events)
+        self._source_problem, self._next_source_log_s = "", 0.0
+        self._reader: SourceReader | None = None
+        if self._source is not None:
+            self._reader = SourceReader(
+                self._source,
+                self._on_source_item,
+                self._on_source_problem,
+                self._on_source_end,
+                self.on_failure,
+            )
         self._pipeline_config = pipeline_config
         self._executor: Executor | None = None
         self._ready = False
@@ -120,6 +150,10 @@ class PerceptionNode(Node):
             self._window = self.create_publisher(TimeReference, "~/window", OUTPUT_DEPTH)
             self._iwe = self.create_publisher(Image, "~/iwe", OUTPUT_DEPTH)
             self._of_plane = self._create_plane_publishers()
+        self._triggers = self.create_publisher(TimeReference, "~/trigger", SENSOR_QOS)
+        self._imu: Publisher | None = None
+        if "imu" in brought:
+            self._imu = self.create_publisher(Imu, "~/imu_out", SENSOR_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", OUTPUT_DEPTH)
         self._events_topic = self.resolve_topic_name("~/events")
         self._last_camera_info: str | None = None
@@ -146,7 +180,9 @@ class PerceptionNode(Node):
     def stop(self, timeout_s: float) -> bool:
         """Ends the workers; False if one is still busy (with the compiler) after the time."""
         began_s = time.monotonic()
-        stopped = self._worker.stop(timeout_s)
+        stopped = self._reader is None or self._reader.stop(timeout_s)
+        left_s = timeout_s - (time.monotonic() - began_s)
+        stopped = self._worker.stop(max(0.0, left_s)) and stopped
         if self._flow is not None:
             left_s = timeout_s - (time.monotonic() - began_s)
             stopped = self._flow.stop(max(0.0, left_s)) and stopped
@@ -154,16 +190,9 @@ class PerceptionNode(Node):
 
     # Called on the executor's thread.
 
-    def _on_events(self, packet: EventPacket) -> None:
+    def _on_events(self, packet: Any, waited_s: float, size: int) -> None:
         self._last_arrival_s = time.monotonic()
-        self._queue.put(packet, self._last_arrival_s, len(packet.events))
-
-    def _on_events_with_info(self, packet: EventPacket, info: MessageInfo) -> None:
-        """The same where rclpy tells how long the packet has waited in the middleware."""
-        received_ns = info["received_timestamp"]  # 0 where the middleware does not know
-        waited_s = max(0, time.time_ns() - received_ns) / NS_PER_S if received_ns else 0.0
-        self._last_arrival_s = time.monotonic()
-        self._queue.put(packet, self._last_arrival_s - waited_s, len(packet.events))
+        self._queue.put(packet, self._last_arrival_s - waited_s, size)
 
     def _on_reading(self, reading: Reading) -> None:
         self._readings.put(reading, self._queue.received_packets)
@@ -185,17 +214,24 @@ class PerceptionNode(Node):
         if Sensor.DEPTH in needed_sensors(self._pipeline_config):
             clock = Clock(clock_type=ClockType.STEADY_TIME)
             self.create_timer(_MATCH_PERIOD_S, self._sensors.subscribe, clock=clock)
-        knows_info = hasattr(Subscription, "CallbackType")  # not yet on Humble
-        callback = self._on_events_with_info if knows_info else self._on_events
-        self.create_subscription(EventPacket, "~/events", callback, EVENTS_QOS)
+        if self._reader is not None:
+            self._reader.start()
+        else:
+            self._events.look()
+            clock = Clock(clock_type=ClockType.STEADY_TIME)
+            self.create_timer(_LOOK_PERIOD_S, self._events.look, clock=clock)
         self._ready = True
         outputs = [self._twist.topic_name] if self._pipeline_config.estimates_egomotion else []
         if self._flow_output is not None:
             outputs.append(self._flow_output.topic)
         self.get_logger().info(
-            f"ready: {self._events_topic} -> {', '.join(outputs)} "
+            f"ready: {self._events_from} -> {', '.join(outputs)} "
             f"(device {self._pipeline_config.device})"
         )
+
+    @property
+    def _events_from(self) -> str:
+        return self._events_topic if self._source is None else self._source.name
 
     def _publish_diagnostics(self) -> None:
         before, now = self._last_report, self._report()
@@ -243,6 +279,8 @@ class PerceptionNode(Node):
             activity=self._worker.take_activity(),
             sensors=self._sensors.reports(self._readings.dropped),
             egomotion=egomotion,
+            source="" if self._source is None else self._source.name,
+            events_problem=self._source_problem if self._source else self._events.problem,
         )
 
     def _flow_report(self) -> FlowReport | None:
@@ -263,6 +301,53 @@ class PerceptionNode(Node):
             counters=copy.deepcopy(flow.counters),
             activity=flow.take_activity(),
         )
+
+    # Called on the thread that reads the source.
+
+    def _on_source_item(self, item: EventPacket | Measurement | TriggerEdge | Opened) -> None:
+        if isinstance(item, EventPacket):
+            self._on_events(item, 0.0, len(item.events))
+        elif isinstance(item, Measurement):
+            self._sensors.measured(Sensor(item.sensor), item.stamp_ns, item.value)
+            publisher = self._imu
+            if item.sensor == "imu" and publisher and publisher.get_subscription_count():
+                publisher.publish(to_imu(item, self._config.frame_id or IMU_FRAME_ID))
+        elif isinstance(item, TriggerEdge):
+            edge = Trigger(item.stamp_ns, item.stamp_ns, int(item.rising), 0)
+            self.on_triggers([edge], self._config.frame_id)
+        else:
+            self.get_logger().info(f"events: {item.text}")
+            if item.calibration is not None and not self._config.calibration_file:
+                self._take_recorded(item.calibration)
+
+    def _take_recorded(self, calibration: dict[str, Any]) -> None:
+        try:
+            self._worker.set_camera(Camera.from_camera_info(calibration))
+        except EventBinningError as error:
+            self._refuse_calibration(error)
+
+    def _on_source_problem(self, problem: str) -> None:
+        now_s = time.monotonic()
+        if problem and (problem != self._source_problem or now_s >= self._next_source_log_s):
+            self._next_source_log_s = now_s + _REPEAT_S
+            self.get_logger().warning(problem)
+        self._source_problem = problem
+
+    def _on_source_end(self) -> None:
+        assert self._source is not None  # it has ended
+        assert self._executor is not None  # start() gave it
+        ends = self._config.recording_end == "stop"
+        text = f"{self._source.name} has ended"
+        self._source_problem = "" if ends else f"{text}: nothing more will come"
+        while ends and self.context.ok() and not self._queue.idle:
+            time.sleep(_LOOK_PERIOD_S)
+        self.get_logger().info(f"{text}{', and so does the node' if ends else ''}")
+        if ends:
+            self._executor.create_task(self._end)
+
+    def _end(self) -> None:
+        self._publish_diagnostics()
+        rclpy.try_shutdown(context=self.context)
 
     # Called on the workers' threads.
 
@@ -297,6 +382,11 @@ class PerceptionNode(Node):
     def on_flow(self, estimate: FlowEstimate, stage: FlowStage, frame_id: str) -> None:
         assert self._flow_output is not None  # made with the worker that calls
         self._flow_output.publish(estimate, stage, self._config.frame_id or frame_id)
+
+    def on_triggers(self, triggers: Sequence[Trigger], frame_id: str) -> None:
+        if self._triggers.get_subscription_count():
+            for trigger in triggers:
+                self._triggers.publish(to_trigger(trigger, self._config.frame_id or frame_id))
 
     def on_rejected(self, reason: str) -> None:
         self._rejected += 1

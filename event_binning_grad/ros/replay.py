@@ -1,4 +1,4 @@
-"""The executable `replay`: publishes a recording over ROS in real time, without ros2 bag."""
+"""The executable `replay` (the command `play`): publishes a recording over ROS in real time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from event_binning_grad.cli import EXIT_BAD_INPUT, add_replay_arguments, require
 from event_binning_grad.errors import ConfigError, EventBinningError
 from event_binning_grad.events.bags import EVENTS_TOPIC
 from event_binning_grad.events.recordings import open_recording
+from event_binning_grad.events.repacking import Stretch
 from event_binning_grad.ros.signals import exit_at_once, leave_to_rclpy
 
 
@@ -22,7 +23,12 @@ class ReplayConfig:
 
     Attributes:
         rate: speed; 2 is twice as fast as it was.
-        loop: begin again at the end, until interrupted.
+        loop: begin again at the end, until interrupted; seq and stamps begin again, too, so that
+            nodes see the clock go back, and reset.
+        start_s, duration_s: only the part that begins so long after the first events, and lasts so
+            long (None: to the end), s.
+        pause: begin paused. The service ~/pause (std_srvs/SetBool, where it is installed) and, on
+            a terminal, the space key pause and go on; while paused /clock stands still.
         clock: publish /clock, the recording's time, for nodes with use_sim_time.
         wait_s: wait for a subscriber to the events, at most this long, s.
         events_topic: where the events go.
@@ -36,6 +42,9 @@ class ReplayConfig:
 
     rate: float = 1.0
     loop: bool = False
+    start_s: float = 0.0
+    duration_s: float | None = None
+    pause: bool = False
     clock: bool = False
     wait_s: float = 0.0
     events_topic: str = EVENTS_TOPIC
@@ -47,6 +56,12 @@ class ReplayConfig:
             raise ConfigError(f"rate {self.rate}: expected a number above 0, such as 0.5")
         if not (math.isfinite(self.wait_s) and self.wait_s >= 0):
             raise ConfigError(f"wait {self.wait_s} s: expected 0 or more")
+        self.stretch  # noqa: B018 (checks it)
+
+    @property
+    def stretch(self) -> Stretch:
+        """The part of the recording that is published."""
+        return Stretch(self.start_s, self.duration_s)
 
 
 @dataclass
@@ -66,7 +81,8 @@ def replay(path: Path | str, config: ReplayConfig | None = None) -> ReplayCounte
 
     Bags are published as they are, byte by byte: the events on config.events_topic, camera info,
     ground truth, depth, range and IMU on the topics of /event_camera, all others on their own.
-    Recordings without ROS messages are encoded as EVT 3.0 packets.
+    Events in other files, or of a type that is not installed here, become event packets: in their
+    own encoding where a ROS driver could have sent it, else as "mono".
 
     Raises:
         RecordingError: the recording cannot be read, or holds no events.
@@ -103,6 +119,9 @@ def replay_config(options: argparse.Namespace) -> ReplayConfig:
     return ReplayConfig(
         rate=options.rate,
         loop=options.loop,
+        start_s=options.start,
+        duration_s=options.duration,
+        pause=options.pause,
         clock=options.clock,
         wait_s=options.wait,
         events_topic=options.events_topic or EVENTS_TOPIC,

@@ -7,7 +7,7 @@ import heapq
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -32,25 +32,28 @@ from event_binning_grad.events.bags import (
     RANGE_TYPE,
     TWIST_TYPE,
     BagRecording,
+    _is_ros1,
     typestore,
 )
-from event_binning_grad.events.encoder import packetize
+from event_binning_grad.events.convert import gyroscope, on_one_clock
+from event_binning_grad.events.event_arrays import event_array_packet
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.recordings import Recording
-from event_binning_grad.events.types import (
-    NS_PER_MS,
-    NS_PER_S,
-    EventPacket,
-    Events,
-    stamp_to_ns,
+from event_binning_grad.events.repacking import FRAME_ID, Stretch, ros_packets
+from event_binning_grad.events.types import NS_PER_MS, NS_PER_S, stamp_to_ns
+from event_binning_grad.ros.messages import (
+    to_camera_info,
+    to_imu,
+    to_packet,
+    to_time,
+    to_true_twist,
 )
-from event_binning_grad.ros.messages import to_camera_info, to_packet, to_time, to_true_twist
+from event_binning_grad.ros.pause import PauseControl
 from event_binning_grad.ros.qos import EVENTS_QOS, OUTPUT_DEPTH
 from event_binning_grad.ros.replay import ReplayConfig, ReplayCounters
+from event_binning_grad.sources.source import Measurement
 
 # Of what a recording without ROS messages is made into.
-FRAME_ID = "event_camera"
-PACKET_NS = 4 * NS_PER_MS
 CAMERA_INFO_PERIOD_NS = NS_PER_S
 
 # Where the node's launch file expects other sensors, and how a bag's topic for it is known: by its
@@ -68,6 +71,7 @@ TICK_NS = 5 * NS_PER_MS
 _SETTLE_S = 0.5
 _LATE_S = 0.5
 _PROGRESS_PERIOD_S = 0.2
+_PAUSED_TICK_S = 0.05
 
 
 class Message(NamedTuple):
@@ -96,6 +100,8 @@ class Replayer:
         self._clock = self._node.create_publisher(Clock, "/clock", 10) if config.clock else None
         self._cleanup = ExitStack()
         self._cleanup.callback(self._node.destroy_node)
+        self._control = PauseControl(self._node, config.pause)
+        self._cleanup.callback(self._control.stop)
         self._log = self._open_log()
         self._progress = self._cleanup.enter_context(_Progress(config.progress))
 
@@ -114,13 +120,15 @@ class Replayer:
         """
         if self._recording.width is None:  # known by the first packet
             raise RecordingError(f"{self._recording.path} holds no event packets to publish")
-        events = self._publisher(self._config.events_topic, EVENT_PACKET_TYPE)
-        assert events is not None  # its type is imported above
+        events_topic = self._config.events_topic
+        events = self._publisher(events_topic, events_type(self._recording))
+        assert events is not None  # its type is installed
         # All of them before anything is published, so that subscribers find them in time.
-        for topic, type_name in recorded_topics(self._recording, self._config.events_topic).items():
+        for topic, type_name in recorded_topics(self._recording, events_topic).items():
             self._publisher(topic, type_name)
         calibration = first_camera_info(self._recording)
         self._wait_for_subscriber(events)
+        self._control.start()
         while True:
             if calibration is not None:
                 self._publish(calibration)
@@ -132,17 +140,18 @@ class Replayer:
     def _play(self) -> None:
         """Publishes the recording once."""
         pace: _Pace | None = None
-        for message in recorded_messages(self._recording, self._config.events_topic):
-            pace = pace or _Pace(message.time_ns, self._config.rate, self._tick)
+        config = self._config
+        for message in recorded_messages(self._recording, config.events_topic, config.stretch):
+            pace = pace or _Pace(message.time_ns, config.rate, self._tick, self._control)
             late_s = pace.wait_until(message.time_ns)
             self._counters.largest_delay_s = max(self._counters.largest_delay_s, late_s)
             self._publish(message)
             self._progress.show((message.time_ns - pace.start_ns) / NS_PER_S, self._counters)
 
-    def _tick(self, time_ns: int) -> None:
+    def _tick(self, time_ns: int | None) -> None:
         if not self._node.context.ok():
             raise ExternalShutdownException
-        if self._clock is not None:
+        if self._clock is not None and time_ns is not None:
             self._clock.publish(Clock(clock=to_time(time_ns)))
 
     def _publish(self, message: Message) -> None:
@@ -203,7 +212,9 @@ class Replayer:
 
     def _log_packet(self, message: Message, published_ns: int) -> None:
         packet: Any = message.content
-        if isinstance(packet, bytes):
+        if isinstance(packet, bytes) and message.type_name != EVENT_PACKET_TYPE:
+            packet = event_array_packet(packet, self._counters.packets - 1)
+        elif isinstance(packet, bytes):
             packet = typestore().deserialize_cdr(packet, EVENT_PACKET_TYPE)
         stamp_ns = stamp_to_ns(packet.header.stamp)
         self._log.writerow([packet.seq, published_ns, stamp_ns, message.time_ns])
@@ -219,13 +230,17 @@ class Replayer:
 class _Pace:
     """Turns times of the recording into absolute deadlines of the monotonic clock.
 
-    tick: called with the recording's time each TICK_NS, before the messages of that time.
+    tick: called with the recording's time each TICK_NS, before the messages of that time, and now
+        and then while it is paused, with None.
     """
 
-    def __init__(self, start_ns: int, rate: float, tick: Callable[[int], None]) -> None:
+    def __init__(
+        self, start_ns: int, rate: float, tick: Callable[[int | None], None], control: PauseControl
+    ) -> None:
         self.start_ns = start_ns
         self._rate = rate
         self._tick = tick
+        self._control = control
         self._next_tick_ns = start_ns
         self._began_s = time.monotonic()
 
@@ -238,11 +253,21 @@ class _Pace:
         return self._sleep_until(time_ns)
 
     def _sleep_until(self, time_ns: int) -> float:
-        deadline_s = self._began_s + (time_ns - self.start_ns) / NS_PER_S / self._rate
-        ahead_s = deadline_s - time.monotonic()
-        if ahead_s > 0:
-            time.sleep(ahead_s)
-        return max(0.0, -ahead_s)
+        since_s = (time_ns - self.start_ns) / NS_PER_S / self._rate
+        while True:
+            paused_at_s = time.monotonic()
+            while self._control.is_paused:
+                self._control.wait(_PAUSED_TICK_S)
+                self._tick(None)
+            # Deadlines move by the pause; what was late before it stays so.
+            if (pause_s := time.monotonic() - paused_at_s) > 1e-3:
+                self._began_s += pause_s
+            ahead_s = self._began_s + since_s - time.monotonic()
+            if ahead_s <= 0:
+                return -ahead_s
+            time.sleep(min(ahead_s, _PAUSED_TICK_S))
+            if not self._control.is_paused and ahead_s <= _PAUSED_TICK_S:
+                return 0.0
 
 
 class _Progress:
@@ -270,6 +295,16 @@ class _Progress:
         print(f"\r{text}", end="", file=sys.stderr, flush=True)
 
 
+def _is_installed(type_name: str) -> bool:
+    try:
+        message = message_class(type_name)
+        support = type(message)
+        support.__import_type_support__()  # the generated code is there, but its library?
+    except (ImportError, AttributeError):
+        return False
+    return support._TYPE_SUPPORT is not None
+
+
 def message_class(type_name: str) -> Any:
     """The class of a message type such as "sensor_msgs/msg/Image".
 
@@ -280,6 +315,18 @@ def message_class(type_name: str) -> Any:
     return getattr(importlib.import_module(package.replace("/", ".")), name)
 
 
+def events_type(recording: Recording) -> str:
+    """The type that the events are published as: their own where it is installed, else packets.
+
+    Messages of single events go as they are to nodes that know them.
+    """
+    if isinstance(recording, BagRecording) and not _is_ros1(recording.path):
+        own = _current_type(recording.topics[recording.topic])
+        if _is_installed(own):
+            return own
+    return EVENT_PACKET_TYPE
+
+
 def recorded_topics(recording: Recording, events_topic: str) -> dict[str, str]:
     """Type by topic of what recorded_messages gives."""
     if isinstance(recording, BagRecording):
@@ -288,30 +335,66 @@ def recorded_topics(recording: Recording, events_topic: str) -> dict[str, str]:
         return {
             targets.get(topic, topic): _current_type(type_name)
             for topic, type_name in recording.topics.items()
-            if topic not in left_out
-        }
+            if topic not in left_out and topic != recording.topic
+        } | {events_topic: events_type(recording)}
     topics = {events_topic: EVENT_PACKET_TYPE}
     if recording.calibration() is not None:
         topics[CAMERA_INFO_TOPIC] = CAMERA_INFO_TYPE
     if recording.ground_truth() is not None:
         topics[GROUND_TRUTH_TOPIC] = TWIST_TYPE
+    if gyroscope(recording) is not None:
+        topics[IMU_TOPIC] = IMU_TYPE
     return topics
 
 
-def recorded_messages(recording: Recording, events_topic: str) -> Iterator[Message]:
-    """The messages of a recording in the order of time, on the topics where they are to go."""
+def recorded_messages(
+    recording: Recording, events_topic: str, stretch: Stretch | None = None
+) -> Iterator[Message]:
+    """The messages of a recording, or of a stretch of it, in the order of time, on the topics
+    where they are to go."""
+    stretch = stretch or Stretch()
     if not isinstance(recording, BagRecording):
-        return _encoded_messages(recording, events_topic)
+        return _encoded_messages(recording, events_topic, stretch)
+    if recording.topics[recording.topic] in EVENT_TYPES or (
+        events_type(recording) == recording.topics[recording.topic]
+    ):
+        return _bag_messages(recording, events_topic, stretch)
+    return _repacked_messages(recording, events_topic, stretch)
+
+
+def _bag_messages(
+    recording: BagRecording, events_topic: str, stretch: Stretch
+) -> Iterator[Message]:
+    """A bag's messages as they are; of a stretch by the times at which the bag has them."""
+    targets, start_ns = _targets(recording, events_topic), None
+    for raw in recording.raw_messages():
+        if raw.topic == recording.topic and start_ns is None:
+            start_ns = raw.bag_time_ns
+        since_ns = 0 if start_ns is None else raw.bag_time_ns - start_ns
+        if since_ns >= stretch.end_ns:
+            return
+        if since_ns >= stretch.start_ns:
+            topic = targets.get(raw.topic, raw.topic)
+            kind = _current_type(raw.type_name)
+            yield Message(raw.bag_time_ns, topic, kind, bytes(raw.data))
+
+
+def _repacked_messages(
+    recording: BagRecording, events_topic: str, stretch: Stretch
+) -> Iterator[Message]:
+    """A bag's messages, those of single events as event packets."""
     targets = _targets(recording, events_topic)
-    return (
-        Message(
-            raw.bag_time_ns,
-            targets.get(raw.topic, raw.topic),
-            _current_type(raw.type_name),
-            bytes(raw.data),
-        )
-        for raw in recording.raw_messages()
-    )
+    others = [topic for topic in recording.topics if topic != recording.topic]
+    messages = recording.raw_messages(others)
+    upcoming = next(messages, None)
+    for time_ns, packet in ros_packets(recording.packets(), stretch):
+        while upcoming is not None and upcoming.bag_time_ns <= time_ns:
+            if upcoming.bag_time_ns >= stamp_to_ns(packet.header.stamp) or stretch.is_whole:
+                topic = targets.get(upcoming.topic, upcoming.topic)
+                kind = _current_type(upcoming.type_name)
+                yield Message(upcoming.bag_time_ns, topic, kind, bytes(upcoming.data))
+            upcoming = next(messages, None)
+        yield Message(time_ns, events_topic, EVENT_PACKET_TYPE, to_packet(packet))
 
 
 def first_camera_info(recording: Recording) -> Message | None:
@@ -345,32 +428,35 @@ def _targets(recording: BagRecording, events_topic: str) -> dict[str, str]:
     return targets
 
 
-def _encoded_messages(recording: Recording, events_topic: str) -> Iterator[Message]:
-    """Packets, camera infos and true twists of a recording that holds no ROS messages."""
+def _encoded_messages(
+    recording: Recording, events_topic: str, stretch: Stretch
+) -> Iterator[Message]:
+    """Packets, camera infos, true twists and gyroscope of a recording without ROS messages."""
     info, truth = recording.calibration(), recording.ground_truth()
-    others: Iterator[Message] = iter(())
+    truth = None if truth is None else on_one_clock(truth)
+    others: Iterator[Message] | None = None
     upcoming: Message | None = None
-    last_ns: int | None = None
-    for packet in _packets(recording):
-        first_ns = stamp_to_ns(packet.header.stamp)
-        if last_ns is None:
-            streams = _camera_infos(info, first_ns), _twists(truth, first_ns)
+    for time_ns, packet in ros_packets(recording.packets(), stretch):
+        if others is None:
+            first_ns = stamp_to_ns(packet.header.stamp)
+            streams = (
+                _camera_infos(info, first_ns),
+                _twists(truth, first_ns),
+                _imu(gyroscope(recording), first_ns),
+            )
             others = heapq.merge(*streams, key=lambda message: message.time_ns)
             upcoming = next(others, None)
-        last_ns = first_ns + PACKET_NS  # when a live robot would have got it
-        while upcoming is not None and upcoming.time_ns <= last_ns:
+        while upcoming is not None and upcoming.time_ns <= time_ns:
             yield upcoming
             upcoming = next(others, None)
-        yield Message(last_ns, events_topic, EVENT_PACKET_TYPE, to_packet(packet))
+        yield Message(time_ns, events_topic, EVENT_PACKET_TYPE, to_packet(packet))
 
 
-def _packets(recording: Recording) -> Iterator[EventPacket]:
-    def chunks() -> Iterator[Events]:
-        for chunk in recording.packets():
-            assert isinstance(chunk, Events)  # only bags hold packets
-            yield chunk
-
-    return packetize(chunks(), PACKET_NS / NS_PER_MS, frame_id=FRAME_ID)
+def _imu(samples: Iterable[tuple[int, Any]] | None, start_ns: int) -> Iterator[Message]:
+    for time_ns, omega in samples or ():
+        if time_ns >= start_ns:
+            content = to_imu(Measurement("imu", time_ns, omega), FRAME_ID)
+            yield Message(time_ns, IMU_TOPIC, IMU_TYPE, content)
 
 
 def _camera_infos(info: Any, start_ns: int) -> Iterator[Message]:

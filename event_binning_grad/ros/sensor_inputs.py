@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,8 @@ class SensorInputs:
         node: whose subscriptions they are.
         needed: the sensors to subscribe to, and the parameters that need them.
         R_camera_from_imu: [3, 3], turns the IMU's angular velocity into the camera's frame.
-        take: gets each reading, on the executor's thread.
+        take: gets each reading, on the executor's thread or that of `measured`.
+        own: those of them that the source of the events brings, and no topic.
     """
 
     def __init__(
@@ -59,11 +60,14 @@ class SensorInputs:
         needed: Mapping[Sensor, str],
         R_camera_from_imu: npt.NDArray[np.float64],
         take: Callable[[Reading], None],
+        own: Collection[Sensor] = (),
     ) -> None:
         self._node = node
         self._take = take
         self._lock = threading.Lock()
         self._converters = converters(R_camera_from_imu)
+        self._R_camera_from_imu = R_camera_from_imu
+        self._own = frozenset(own)
         self._inputs = {
             sensor: _Input(node.resolve_topic_name(f"~/{sensor.value}"), needed_by)
             for sensor, needed_by in needed.items()
@@ -72,6 +76,8 @@ class SensorInputs:
     def subscribe(self) -> None:
         """Begins to receive; again: takes over the reliability that the publishers now offer."""
         for sensor, entry in self._inputs.items():
+            if sensor in self._own:
+                continue
             qos = self._qos(sensor, entry.topic)
             if entry.subscription is not None and qos is entry.qos:
                 continue
@@ -83,6 +89,24 @@ class SensorInputs:
             entry.subscription = self._node.create_subscription(
                 _TYPES[sensor], f"~/{sensor.value}", self._callback(sensor), qos
             )
+
+    def measured(self, sensor: Sensor, stamp_ns: int, value: Any) -> None:
+        """Takes what the source of the events brings, converted already; from its thread.
+
+        value: as Reading has it, but an IMU's angular velocity is in its own frame.
+        """
+        entry = self._inputs.get(sensor)
+        if entry is None:  # nobody asks for it
+            return
+        entry.received += 1
+        entry.last_arrival_s = time.monotonic()
+        if sensor is Sensor.IMU:
+            value = self._R_camera_from_imu @ np.asarray(value, np.float64)
+        if sensor is not Sensor.DEPTH and not np.isfinite(value).all():
+            self.refuse(sensor, f"{value}, expected finite numbers")
+            return
+        entry.last_stamp_ns = stamp_ns
+        self._take(Reading(sensor, stamp_ns, value))
 
     def refuse(self, sensor: Sensor, reason: str) -> None:
         """Counts a message that could not be used; from any thread."""
@@ -107,7 +131,7 @@ class SensorInputs:
             SensorReport(
                 name=sensor.value,
                 needed_by=entry.needed_by,
-                topic=entry.topic,
+                topic="" if sensor in self._own else entry.topic,
                 publishers=self._node.count_publishers(entry.topic),
                 received=entry.received,
                 refused=entry.refused,

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,12 +14,19 @@ import numpy.typing as npt
 
 from event_binning_grad.errors import EventBinningError, PacketError
 from event_binning_grad.estimation import EgomotionEstimate
+from event_binning_grad.events.event_arrays import event_array_packet
 from event_binning_grad.events.types import PacketLike
 from event_binning_grad.geometry import Camera
-from event_binning_grad.pipeline import Pipeline, PipelineConfig, PipelineCounters, warm_up
+from event_binning_grad.pipeline import (
+    Pipeline,
+    PipelineConfig,
+    PipelineCounters,
+    Trigger,
+    warm_up,
+)
 from event_binning_grad.ros.flow_worker import FlowWorker
 from event_binning_grad.ros.health import Activity, Measurements
-from event_binning_grad.ros.packet_queue import Arrival, PacketQueue
+from event_binning_grad.ros.packet_queue import Arrival, PacketQueue, SerializedArray
 from event_binning_grad.ros.sensors import Reading, ReadingQueue, Sensor
 
 CompensatedImage = Callable[[], "npt.NDArray[np.float32] | None"]
@@ -45,6 +52,10 @@ class Sink(Protocol):
         self, estimate: EgomotionEstimate, packet: PacketLike, image: CompensatedImage
     ) -> None:
         """A window is done; `packet` completed it. `image` makes its compensated image."""
+        ...
+
+    def on_triggers(self, triggers: Sequence[Trigger], frame_id: str) -> None:
+        """Edges came in on the camera's trigger input."""
         ...
 
     def on_rejected(self, reason: str) -> None:
@@ -83,7 +94,7 @@ class Worker:
     def __init__(
         self,
         config: PipelineConfig,
-        queue: PacketQueue[PacketLike],
+        queue: PacketQueue[PacketLike | SerializedArray],
         readings: ReadingQueue,
         sink: Sink,
         behind_s: float,
@@ -170,30 +181,47 @@ class Worker:
         except EventBinningError as error:
             self._sink.on_refused_reading(reading.sensor, str(error))
 
-    def _take_packet(self, arrival: Arrival[PacketLike]) -> None:
+    def _take_packet(self, arrival: Arrival[PacketLike | SerializedArray]) -> None:
         if arrival.shed_before:
             self._pipeline.skip_packets(arrival.shed_before)
-        if self._flow is not None:
-            self._flow.note_packet(arrival.arrival_s, arrival.packet.header.frame_id)
         try:
-            estimates = self._pipeline.push(arrival.packet, not self._must_catch_up(arrival))
+            packet = _parsed(arrival.packet)
+        except PacketError as error:
+            # The decoder never sees it, and must not take it for lost on the way.
+            self._pipeline.skip_packets(1)
+            self._sink.on_rejected(str(error))
+            return
+        if self._flow is not None:
+            self._flow.note_packet(arrival.arrival_s, packet.header.frame_id)
+        try:
+            estimates = self._pipeline.push(packet, not self._must_catch_up(arrival))
             if estimates:
                 self._last_estimate_s = time.monotonic()
             for estimate in estimates:
                 # The pipeline holds the last window only: the others have no image.
                 last = estimate is estimates[-1]
                 image = self._pipeline.compensated_image if last else _no_image
-                self._sink.on_estimate(estimate, arrival.packet, image)
+                self._sink.on_estimate(estimate, packet, image)
                 self._measurements.add(estimate, time.monotonic() - arrival.arrival_s)
         except PacketError as error:
             self._sink.on_rejected(str(error))
+        triggers = self._pipeline.take_triggers()
+        if triggers:
+            self._sink.on_triggers(triggers, packet.header.frame_id)
 
-    def _must_catch_up(self, arrival: Arrival[PacketLike]) -> bool:
+    def _must_catch_up(self, arrival: Arrival[PacketLike | SerializedArray]) -> bool:
         now_s = time.monotonic()
         if now_s - arrival.arrival_s <= self._behind_s:
             return False
         # With nothing behind it, the packet was late when it came: there is nothing to catch up.
         return len(self._queue) > 0 and now_s - self._last_estimate_s < _LONGEST_GAP_S
+
+
+def _parsed(packet: PacketLike | SerializedArray) -> PacketLike:
+    """Raises PacketError for a message that cannot be parsed."""
+    if isinstance(packet, SerializedArray):
+        return event_array_packet(packet.data, packet.seq)
+    return packet
 
 
 def _no_image() -> None:

@@ -1,0 +1,1 @@
+"""Event sources other than ROS topics: cameras, network streams and recordings. No ROS here."""
