@@ -32,7 +32,7 @@ CAMERA_INFO = "/event_camera/camera_info"
 DEPTH, RANGE, IMU = "/event_camera/depth", "/event_camera/range", "/event_camera/imu"
 # Generous: a test machine may be busy, and numba may have to compile.
 START_S = 240.0
-STOP_S = 5.0
+STOP_S = 10.0
 
 _names = count()
 

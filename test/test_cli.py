@@ -20,7 +20,9 @@ from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.types import Events
 from event_binning_grad.simulate import SimulationConfig, write_simulation
 
-COMMANDS = ("demo", "replay", "evaluate", "compare", "simulate", "bias", "bench")
+COMMANDS = (
+    "demo", "info", "convert", "play", "replay", "evaluate", "compare", "simulate", "bias", "bench",
+)  # fmt: skip
 
 JSON_KEYS = {
     "recording", "events", "windows", "duration_s", "angular_velocity_rms_deg_s",
@@ -312,6 +314,14 @@ def bad_inputs(tmp_path: Path) -> dict[str, list[object]]:
         "unknown objective": ["evaluate", good, "--objective", "beauty"],
         "unknown kernel": ["evaluate", good, "--binning", "round"],
         "negative rate": ["evaluate", good, "--output-rate", -5],
+        "info of nothing": ["info", tmp_path / "absent"],
+        "info of a broken bag": ["info", tmp_path / "garbage.bag", "--json"],
+        "info of an unknown topic": ["info", good, "--topic", "/nonsense"],
+        "convert to an unknown format": ["convert", good, tmp_path / "out.avi"],
+        "convert onto itself": ["convert", good, good],
+        "convert below a file": ["convert", good, tmp_path / "calib.txt" / "bag"],
+        "convert from before the start": ["convert", good, tmp_path / "bag2", "--start", -1],
+        "convert nothing": ["convert", tmp_path / "no_events", tmp_path / "bag3"],
         "compare: unknown solver": ["compare", good, "--solvers", "magic"],
         "compare: too few events": ["compare", good],
         "JSON into a folder": ["evaluate", good, "--json", tmp_path],
@@ -369,7 +379,7 @@ def test_ros_commands_say_what_they_lack(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    for arguments in (["replay", "x"], ["demo"]):
+    for arguments in (["play", "x"], ["replay", "x"], ["demo"]):
         code, _, err = run(capsys, *arguments)
         assert code == 2
         assert err.count("\n") == 1

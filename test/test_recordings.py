@@ -610,14 +610,6 @@ def test_bags_of_the_drivers():
 
 
 @needs_data
-def test_an_encoding_that_is_not_supported_yet_is_named():
-    first = next(open_recording(DATA / "bags" / "test_events_2").packets())
-    assert isinstance(first, EventPacket)
-    with pytest.raises(PacketError, match="'libcaer_cmp', expected one of"):
-        PacketDecoder().decode(first)
-
-
-@needs_data
 def test_a_ros1_bag_needs_no_ros2_storage(tmp_path: Path):
     shutil.copy(DATA / "bags" / "test_events_1.bag", tmp_path / "copy.bag")
     recording = BagRecording(tmp_path / "copy.bag")

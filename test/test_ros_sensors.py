@@ -252,6 +252,9 @@ class RecordingPipeline:
     def compensated_image(self) -> None:
         return None
 
+    def take_triggers(self) -> list[Any]:
+        return []
+
     def push_imu(self, stamp_ns: int, angular_velocity: np.ndarray) -> None:
         self.taken.append(("imu", stamp_ns))
 

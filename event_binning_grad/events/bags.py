@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from event_binning_grad.errors import RecordingError
+from event_binning_grad.errors import PacketError, RecordingError
 from event_binning_grad.events.companions import (
     SensorError,
     to_angular_velocity,
@@ -25,6 +25,7 @@ from event_binning_grad.events.companions import (
     to_range,
 )
 from event_binning_grad.events.decoder import PacketDecoder, payload_bytes
+from event_binning_grad.events.event_arrays import event_array_packet
 from event_binning_grad.events.flow_truth import FlowTruths
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.types import (
@@ -45,6 +46,12 @@ EVENT_PACKET_TYPE = "event_camera_msgs/msg/EventPacket"
 # The name before 2023, with the same fields.
 EVENT_ARRAY_TYPE = "event_array_msgs/msg/EventArray"
 EVENT_TYPES = (EVENT_PACKET_TYPE, EVENT_ARRAY_TYPE)
+# Messages of single events.
+ARRAY_TYPES = (
+    "dvs_msgs/msg/EventArray",
+    "prophesee_event_msgs/msg/EventArray",
+    "dv_ros2_msgs/msg/EventArray",
+)
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 TWIST_TYPE = "geometry_msgs/msg/TwistStamped"
 IMAGE_TYPE = "sensor_msgs/msg/Image"
@@ -120,6 +127,21 @@ class BagRecording:
         self.topic: str = self._choose_topic(topic)
 
     @property
+    def kind(self) -> str:
+        """What kind of bag it is."""
+        if _is_ros1(self.path):
+            return "ROS 1 bag"
+        names = [file.name for file in self._files]
+        if self._files == [self.path] and self.path.is_dir():  # compressed
+            names = [file.name for file in self.path.iterdir()]
+        return "rosbag2 mcap" if any(".mcap" in name for name in names) else "rosbag2 sqlite3"
+
+    @property
+    def encoding(self) -> str:
+        """Of the first packet; "" in a bag without packets."""
+        return self._first_packet.encoding if self._first_packet else ""
+
+    @property
     def topics(self) -> dict[str, str]:
         """Type name by topic."""
         return dict(self._types)
@@ -135,7 +157,11 @@ class BagRecording:
         return self._first_packet.height if self._first_packet else None
 
     def packets(self) -> Iterator[EventPacket]:
-        """The event packets in the order of the bag."""
+        """The event packets in the order of the bag; of messages of single events a packet each,
+        whose events are a view of the message's bytes."""
+        if self._types[self.topic] in ARRAY_TYPES:
+            yield from self._array_packets()
+            return
         for message in self._messages([self.topic]):
             content = self._content(message)
             if content is not None:
@@ -231,12 +257,29 @@ class BagRecording:
         values = np.array([rows[t] for t in sorted(rows)], np.float64).reshape(-1, 6)
         return GroundTruth(t_ns, values[:, :3], values[:, 3:], f"{self.path} {topic}")
 
+    def _array_packets(self) -> Iterator[EventPacket]:
+        for seq, message in enumerate(self._messages([self.topic], as_they_lie=True)):
+            packet = self._array_packet(message, seq)
+            if packet is not None:
+                yield packet
+
+    def _array_packet(self, message: RawMessage, seq: int) -> EventPacket | None:
+        try:
+            return event_array_packet(message.data, seq, ros1=_is_ros1(self.path))
+        except PacketError:
+            self.unreadable_messages += 1
+            return None
+
     @cached_property
     def _first_packet(self) -> EventPacket | None:
         return next(self.packets(), None)
 
     def _choose_topic(self, topic: str | None) -> str:
         found = [name for name, kind in self._types.items() if kind in EVENT_TYPES]
+        arrays = [name for name, kind in self._types.items() if kind in ARRAY_TYPES]
+        if topic in arrays:
+            return topic
+        found = found or arrays
         if topic in found:
             return topic
         if topic is None and len(found) == 1:
@@ -247,7 +290,8 @@ class BagRecording:
                 f"{', '.join(found) or '(none found)'}: choose it"
             )
         holds = ", ".join(sorted(set(self._types.values()))) or "no messages at all"
-        raise RecordingError(f"{self.path} holds {holds}, expected {EVENT_PACKET_TYPE}")
+        expected = " or ".join((EVENT_PACKET_TYPE, *ARRAY_TYPES))
+        raise RecordingError(f"{self.path} holds {holds}, expected {expected}")
 
     def companion(self, type_name: str, *parts: str) -> str | None:
         """The topic of this type, with these parts in its name, that is nearest to the events'
@@ -295,8 +339,12 @@ class BagRecording:
                 types.update({c.topic: c.msgtype for c in reader.connections})
         return types
 
-    def _messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
-        wanted, convert = set(topics), typestore().ros1_to_cdr if _is_ros1(self.path) else None
+    def _messages(
+        self, topics: Iterable[str], *, as_they_lie: bool = False
+    ) -> Iterator[RawMessage]:
+        wanted, convert = set(topics), None
+        if _is_ros1(self.path) and not as_they_lie:
+            convert = typestore().ros1_to_cdr
         for file in self._files:
             with _opened(file) as reader:
                 connections = [c for c in reader.connections if c.topic in wanted]
@@ -606,7 +654,10 @@ def _to_packet(message: Any) -> EventPacket:
 
 
 def _is_ros1(path: Path) -> bool:
-    return path.suffix == ".bag"
+    if path.suffix in (".bag", *STORAGE_SUFFIXES) or not path.is_file():
+        return path.suffix == ".bag" and path.is_file()
+    with path.open("rb") as file:
+        return file.read(7) == b"#ROSBAG"
 
 
 def _bag_files(path: Path) -> list[Path]:

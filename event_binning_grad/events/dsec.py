@@ -43,6 +43,7 @@ class DsecRecording:
     """
 
     topic: str | None = None
+    kind, encoding = "DSEC", ""
     width, height = WIDTH, HEIGHT
 
     def __init__(self, path: Path, side: str = "left") -> None:

@@ -40,6 +40,7 @@ class MvsecRecording:
     """
 
     topic: str | None = None
+    kind, encoding = "MVSEC", ""
     width, height = WIDTH, HEIGHT
 
     def __init__(self, path: Path, side: str = "left") -> None:

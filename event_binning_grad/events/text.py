@@ -1,4 +1,9 @@
-"""The text layout of the Event Camera Dataset: events.txt beside calib.txt, imu.txt and others."""
+"""The text layout of the Event Camera Dataset: events.txt beside calib.txt, imu.txt and others.
+
+A row is `t x y p`, or `t x y depth p`: the first row's number of columns says which. The depth (m)
+is checked to be a number and not used. Rows of that kind come from undistorted recordings, where x
+and y have a fraction: it is rounded to the nearest pixel.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +29,32 @@ from event_binning_grad.events.ground_truth import (
     read_poses,
 )
 from event_binning_grad.events.in_order import Unusable, events_in_order
+from event_binning_grad.events.part import event_arrays
 from event_binning_grad.events.types import Events
 from event_binning_grad.geometry.camera import read_calib_txt
 
 KNOWN_SENSORS = ((240, 180), (346, 260), (640, 480), (1280, 720))
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20  # small enough to stay in the cache
 _SHORTEST_LINE = 8  # bytes of "0 0 0 0\n"
 
 _NEWLINE, _SPACE, _TAB, _RETURN, _COMMA, _HASH = (ord(c) for c in "\n \t\r,#")
-_ZERO, _NINE, _DOT, _MINUS, _PLUS, _E, _CAPITAL_E = (ord(c) for c in "09.-+eE")
-_MAX_MANTISSA = 9 * 10**17  # one more digit still fits int64
-_MAX_EXPONENT = 999
+_ZERO, _NINE, _DOT, _MINUS, _PLUS, _E = (ord(c) for c in "09.-+e")
+_MAX_EXPONENT = 1 << 40  # beyond any line's length, whatever its digits
 _MAX_VALUE = 1 << 62
 _MAX_COORDINATE = 65535
 _NS_DIGITS = 9
+_MOST_DIGITS = 19  # of int64
+_MOST_PLACES = 18  # the largest power of ten in int64
+_POWERS = 10 ** np.arange(_MOST_PLACES + 1, dtype=np.int64)
+_LARGEST = _MAX_VALUE // _POWERS
+_LOWER = 32  # this bit makes a letter a small one
+_NO_NUMBERS = (tuple(b"nan"), tuple(b"inf"))
+_PLAIN_COLUMNS, _DEPTH_COLUMNS = 4, 5
+_EXPECTED = {
+    _PLAIN_COLUMNS: "t x y p: seconds, two pixel coordinates and a polarity",
+    _DEPTH_COLUMNS: "t x y depth p as in the first row: seconds, two pixel coordinates, metres "
+    "and a polarity",
+}
 
 
 class _Survey(NamedTuple):
@@ -53,12 +70,16 @@ class _Survey(NamedTuple):
 class TextRecording:
     """A recording of lines `t x y p` (s, pixels, polarity 0/1 or -1/1) in events.txt.
 
+    A time is read exactly and rounded to ns, half a ns away from zero. Lines `t x y depth p` are
+    read as well, see the top of this file.
+
     path: the directory, or the events file itself; other files are looked for beside it.
     Counted while packets() runs: out_of_bounds_events (outside the size that calib.txt gives),
     time_steps_back.
     """
 
     topic: str | None = None
+    kind, encoding = "event camera dataset text", ""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,12 +113,12 @@ class TextRecording:
     def packets(self) -> Iterator[Events]:
         """The events in chunks, in the order of time.
 
-        Raises RecordingError for a line that is not `t x y p`, or a time that runs back by more
-        than 10 ms.
+        Raises RecordingError for a line that is not `t x y p` (or `t x y depth p` if the first one
+        is), or a time that runs back by more than 10 ms.
         """
-        return events_in_order(
-            self._blocks(), *self._sensor_size, self._events_file, self._unusable
-        )
+        width, height = self._sensor_size
+        blocks = self._blocks(width - 1, height - 1)
+        return events_in_order(blocks, width, height, self._events_file, self._unusable)
 
     def raw_messages(self) -> Iterator[tuple[str, str, int, bytes]]:
         """A text recording holds no ROS messages: always raises RecordingError."""
@@ -111,11 +132,14 @@ class TextRecording:
         """calib.txt as fields of sensor_msgs/CameraInfo; None if there is no such file.
 
         Its numbers are fx fy cx cy k1 k2 p1 p2 k3; a second line may give the sensor's width and
-        height. Without it the sensor is the smallest known one that holds all events.
+        height. Without it the sensor is the smallest known one that holds all events. Rows with a
+        depth have undistorted coordinates, so there the lens's distortion is left out.
         """
         if self._calib is None:
             return None
         fx, fy, cx, cy, *distortion = self._calib[0]
+        if self._has_depth:
+            distortion = [0.0] * len(distortion)
         width, height = self._sensor_size
         return {
             "width": width,
@@ -154,6 +178,12 @@ class TextRecording:
         return read_gyro(path) if path.is_file() else None
 
     @cached_property
+    def _has_depth(self) -> bool:
+        with self._events_file.open("rb") as file:
+            text = file.read(BLOCK_BYTES) + b"\n"
+        return count_columns(np.frombuffer(text, np.uint8)) == _DEPTH_COLUMNS
+
+    @cached_property
     def _calib(self) -> tuple[list[float], tuple[int, int] | None] | None:
         path = self._directory / "calib.txt"
         if not path.is_file():
@@ -184,9 +214,12 @@ class TextRecording:
             raise RecordingError(f"{self._events_file} holds no events, expected lines of t x y p")
         return _Survey(count, max_x, max_y, first, last)
 
-    def _blocks(self) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Parsed t (ns), x, y, p of one block of bytes after the other; none is empty."""
-        rest, line = b"", 1
+    def _blocks(self, last_x: int = 0, last_y: int = 0) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Parsed t (ns), x, y, p of one block of bytes after the other; none is empty.
+
+        last_x, last_y: the sensor's last column and row, see `parse_events`.
+        """
+        rest, line, columns = b"", 1, 0
         with self._events_file.open("rb") as file:
             while True:
                 block = file.read(BLOCK_BYTES)
@@ -195,131 +228,265 @@ class TextRecording:
                 rest, text = text[cut:], text[:cut]
                 if len(rest) > BLOCK_BYTES:
                     raise RecordingError(f"{self._events_file} is no text file: it has no lines")
-                arrays, line = self._parse(text, line)
-                if len(arrays[0]):
-                    yield arrays
+                data = np.frombuffer(text, np.uint8)
+                columns = columns or count_columns(data)
+                t, x, y, p = event_arrays(len(text) // _SHORTEST_LINE + 1)
+                deep = columns == _DEPTH_COLUMNS
+                n, lines, bad = parse_events(data, t, x, y, p, deep, last_x, last_y)
+                if bad >= 0:
+                    raise self._malformed(text[bad : text.index(b"\n", bad)], line + lines, columns)
+                line += lines
+                if n:
+                    yield t[:n], x[:n], y[:n], p[:n]
                 if not block:
                     return
 
-    def _parse(self, text: bytes, first_line: int) -> tuple[tuple[NDArray[Any], ...], int]:
-        capacity = len(text) // _SHORTEST_LINE + 1
-        t, x = np.empty(capacity, np.int64), np.empty(capacity, np.uint16)
-        y, p = np.empty(capacity, np.uint16), np.empty(capacity, np.uint8)
-        n, lines, bad = parse_events(np.frombuffer(text, np.uint8), t, x, y, p)
-        if bad >= 0:
-            found = text[bad : text.index(b"\n", bad)][:60].decode(errors="replace")
-            raise RecordingError(
-                f"{self._events_file}, line {first_line + lines}: found {found!r}, "
-                "expected t x y p: seconds, two pixel coordinates and a polarity"
-            )
-        return (t[:n], x[:n], y[:n], p[:n]), first_line + lines
+    def _malformed(self, found: bytes, line: int, columns: int) -> RecordingError:
+        expected = _EXPECTED.get(columns, _EXPECTED[_PLAIN_COLUMNS])
+        shown = found[:60].decode(errors="replace")
+        return RecordingError(
+            f"{self._events_file}, line {line}: found {shown!r}, expected {expected}"
+        )
 
 
 @njit(nogil=True, cache=True)
-def parse_events(text, t, x, y, p):
+def count_columns(text):
+    """Fields of the first row of text (uint8 [bytes], ends with a newline); 0 if it has none."""
+    at = 0
+    while at < len(text):
+        at = _skip_blanks(text, at)
+        if text[at] == _HASH:
+            at = _line_end(text, at)
+        columns = 0
+        while text[at] != _NEWLINE:
+            columns += 1
+            while text[at] != _NEWLINE and not _is_blank(text, at):
+                at += 1
+            at = _skip_blanks(text, at)
+        if columns > 0:
+            return columns
+        at += 1
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def parse_events(text, t, x, y, p, deep=False, last_x=0, last_y=0):
     """Parses whole lines `t x y p` of text (uint8 [bytes], ends with a newline).
 
-    Blank lines and those that begin with # are skipped. Returns the number of events, of lines
-    read, and where the first malformed line starts (-1 if none is).
+    deep: the lines are `t x y depth p`, and x and y may have a fraction: it is rounded to the
+    nearest pixel, but down from last_x and last_y on, so that a sensor of W columns holds all x
+    below W. Blank lines and those that begin with # are skipped. Returns the number of events, of
+    lines read, and where the first malformed line starts (-1 if none is).
     """
     n, lines, at = 0, 0, 0
-    values = np.zeros(4, np.int64)
     while at < len(text):
         start = at
         at = _skip_blanks(text, at)
         if text[at] == _HASH:
-            while text[at] != _NEWLINE:
-                at += 1
+            at = _line_end(text, at)
         if text[at] != _NEWLINE:
-            at = _parse_line(text, at, values)
+            time, at = _time(text, at)
+            column, at = _pixel(text, _next_field(text, at), deep, last_x)
+            row, at = _pixel(text, _next_field(text, at), deep, last_y)
+            if deep:
+                at = _depth_end(text, _next_field(text, at))
+            polarity, at = _polarity(text, _next_field(text, at))
+            if at >= 0:
+                at = _skip_blanks(text, at)
             if at < 0 or text[at] != _NEWLINE:
                 return n, lines, start
-            t[n], x[n], y[n], p[n] = values[0], values[1], values[2], values[3] == 1
+            t[n], x[n], y[n], p[n] = time, column, row, polarity
             n += 1
         at += 1
         lines += 1
     return n, lines, -1
 
 
+# The readers of one field return its value and its end, which is -1 if the field is malformed, and
+# take -1 for a place where there is none.
+
+
 @njit(nogil=True, cache=True)
-def _parse_line(text, at, values):
-    """Writes t in ns, x, y, p to values; returns where the line goes on, -1 if malformed."""
-    for field in range(4):
-        after = _skip_blanks(text, at)
-        if field > 0 and after == at:
-            return -1
-        mantissa, exponent, at = _number(text, after)
-        if at < 0:
-            return -1
-        ok, values[field] = _scaled(mantissa, exponent + (_NS_DIGITS if field == 0 else 0), field)
-        if not ok:
-            return -1
-    if min(values[1], values[2]) < 0 or max(values[1], values[2]) > _MAX_COORDINATE:
+def _time(text, at):
+    """A time in ns, half a ns rounded away from zero."""
+    value, step, _, fits, at = _number(text, at, _NS_DIGITS)
+    return value + step, at if fits else -1
+
+
+@njit(nogil=True, cache=True)
+def _pixel(text, at, deep, last):
+    """A coordinate; if deep, rounded to the nearest pixel, but down from the last one on."""
+    if at < 0:
+        return np.int64(0), -1
+    value, step, exact, fits, at = _number(text, at, 0)
+    if value < last:
+        value += step
+    ok = fits and (exact or deep) and step >= 0 and 0 <= value <= _MAX_COORDINATE
+    return value, at if ok else -1
+
+
+@njit(nogil=True, cache=True)
+def _depth_end(text, at):
+    """The end of any number, NaN and infinity too: where a depth is not known."""
+    if at < 0:
         return -1
-    if values[3] < -1 or values[3] > 1:
-        return -1
-    return _skip_blanks(text, at)
+    end = _number(text, at, 0)[-1]
+    if end >= 0:
+        return end
+    if text[at] == _MINUS or text[at] == _PLUS:
+        at += 1
+    for name in _NO_NUMBERS:
+        same = 0
+        while same < len(name) and text[at + same] | _LOWER == name[same]:
+            same += 1
+        if same == len(name):
+            return at + same
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def _polarity(text, at):
+    if at < 0:
+        return False, -1
+    value, _, exact, fits, at = _number(text, at, 0)
+    if not fits or not exact or value < -1 or value > 1:
+        return False, -1
+    return value == 1, at
+
+
+@njit(nogil=True, cache=True)
+def _is_blank(text, at):
+    return text[at] == _SPACE or text[at] == _TAB or text[at] == _COMMA or text[at] == _RETURN
 
 
 @njit(nogil=True, cache=True)
 def _skip_blanks(text, at):
-    while text[at] == _SPACE or text[at] == _TAB or text[at] == _COMMA or text[at] == _RETURN:
+    while _is_blank(text, at):
         at += 1
     return at
 
 
 @njit(nogil=True, cache=True)
-def _number(text, at):
-    """Reads a decimal number as mantissa * 10^exponent; returns both and its end, -1 if none."""
-    mantissa, exponent, digits = np.int64(0), np.int64(0), 0
+def _next_field(text, at):
+    """Where the next field starts; -1 if none is set apart by blanks."""
+    if at < 0:
+        return -1
+    after = _skip_blanks(text, at)
+    return after if after > at else -1
+
+
+@njit(nogil=True, cache=True)
+def _line_end(text, at):
+    while text[at] != _NEWLINE:
+        at += 1
+    return at
+
+
+@njit(nogil=True, cache=True)
+def _number(text, at, places):
+    """Reads a decimal number in units of 10^-places, exactly.
+
+    Returns it cut towards zero; the step to the nearest whole number of units (half a unit: away
+    from zero); whether nothing was cut; whether it fits int64; and its end, -1 if there is none.
+    """
+    mantissa, digits, fraction, first = np.int64(0), 0, 0, at
+    byte = text[at]
+    while _ZERO <= byte <= _NINE:
+        mantissa = 10 * mantissa + (np.int64(byte) - _ZERO)
+        at += 1
+        byte = text[at]
+    digits = at - first
+    if byte == _DOT:
+        at += 1
+        byte = text[at]
+        while _ZERO <= byte <= _NINE:
+            mantissa = 10 * mantissa + (np.int64(byte) - _ZERO)
+            at += 1
+            byte = text[at]
+        fraction = at - first - digits - 1
+        digits += fraction
+    # Of 19 digits those that do not fit wrap round once, to a negative number.
+    if digits == 0 or digits > _MOST_DIGITS or mantissa < 0:
+        return _any_number(text, first, places)
+    if byte | _LOWER == _E:
+        power, at, whole = _short_power(text, at + 1)
+        fraction -= power
+        if not whole or abs(fraction - places) > _MOST_PLACES:
+            return _any_number(text, first, places)
+    return _scaled(mantissa, fraction - places, at)
+
+
+@njit(nogil=True, cache=True)
+def _scaled(mantissa, excess, end):
+    """What `_number` returns, of mantissa * 10^-excess units; |excess| <= _MOST_PLACES."""
+    if excess > 0:
+        unit = _POWERS[excess]
+        value = mantissa // unit
+        cut = mantissa - value * unit
+        return value, np.int64(2 * cut >= unit), cut == 0, True, end
+    return mantissa * _POWERS[-excess], np.int64(0), True, mantissa <= _LARGEST[-excess], end
+
+
+@njit(nogil=True, cache=True)
+def _short_power(text, at):
+    """An exponent of one to three digits; its end; whether it is one."""
+    down = text[at] == _MINUS
+    if down or text[at] == _PLUS:
+        at += 1
+    power, start = 0, at
+    while _ZERO <= text[at] <= _NINE and at - start < 3:
+        power = 10 * power + (np.int64(text[at]) - _ZERO)
+        at += 1
+    whole = at > start and not _ZERO <= text[at] <= _NINE
+    return (-power if down else power), at, whole
+
+
+@njit(nogil=True, cache=True)
+def _any_number(text, at, places):
+    """As `_number`, of any spelling and length."""
     negative = text[at] == _MINUS
     if negative or text[at] == _PLUS:
         at += 1
-    fraction = False
-    while True:
-        byte = text[at]
-        if _ZERO <= byte <= _NINE:
-            digits += 1
-            if mantissa <= _MAX_MANTISSA:
-                mantissa = 10 * mantissa + (np.int64(byte) - _ZERO)
-                exponent -= fraction
-            else:  # beyond any precision that matters
-                exponent += not fraction
-        elif byte == _DOT and not fraction:
-            fraction = True
+    first, digits, whole = at, 0, -1  # whole: digits before the point
+    while _ZERO <= text[at] <= _NINE or (text[at] == _DOT and whole < 0):
+        if text[at] == _DOT:
+            whole = digits
         else:
-            break
+            digits += 1
         at += 1
     if digits == 0:
-        return mantissa, exponent, -1
-    if text[at] == _E or text[at] == _CAPITAL_E:
+        return np.int64(0), np.int64(0), False, False, -1
+    last, power = at, np.int64(0)
+    if text[at] | _LOWER == _E:
         at += 1
         down = text[at] == _MINUS
         if down or text[at] == _PLUS:
             at += 1
-        power, digits = np.int64(0), 0
+        start = at
         while _ZERO <= text[at] <= _NINE:
             power = min(10 * power + (np.int64(text[at]) - _ZERO), _MAX_EXPONENT)
-            digits += 1
             at += 1
-        if digits == 0:
-            return mantissa, exponent, -1
-        exponent += -power if down else power
-    return (-mantissa if negative else mantissa), exponent, at
-
-
-@njit(nogil=True, cache=True)
-def _scaled(mantissa, exponent, exact):
-    """mantissa * 10^exponent as int64, rounded, or refused if `exact` and it is not whole."""
-    value = abs(mantissa)
-    while exponent > 0 and value != 0:
-        if value > _MAX_VALUE // 10:
-            return False, np.int64(0)
+        if at == start:
+            return np.int64(0), np.int64(0), False, False, -1
+        power = -power if down else power
+    kept = (whole if whole >= 0 else digits) + power + places  # digits before the unit's point
+    value, seen, step, exact = np.int64(0), 0, np.int64(0), True
+    for k in range(first, last):
+        if text[k] == _DOT:
+            continue
+        digit = np.int64(text[k]) - _ZERO
+        if seen < kept:
+            if value > _LARGEST[1]:
+                return np.int64(0), np.int64(0), False, False, at
+            value = 10 * value + digit
+        else:
+            step += seen == kept and digit >= 5
+            exact &= digit == 0
+        seen += 1
+    while seen < kept and value != 0:
+        if value > _LARGEST[1]:
+            return np.int64(0), np.int64(0), False, False, at
         value *= 10
-        exponent -= 1
-    while exponent < 0 and value != 0:
-        if exact and value % 10 != 0:
-            return False, np.int64(0)
-        value = (value + (5 if exponent == -1 else 0)) // 10
-        exponent += 1
-    return value <= _MAX_VALUE, (-value if mantissa < 0 else value)
+        seen += 1
+    sign = -1 if negative else 1
+    return sign * value, sign * step, exact, value <= _MAX_VALUE, at

@@ -1,0 +1,1 @@
+"""The commands of the command line: their options, and what they print."""
