@@ -33,6 +33,8 @@ setup(
     # Without triton: torch's builds for CUDA bring the version that suits them, others have no use
     # for it but to test the kernels.
     install_requires=[
+        "backports.zstd; python_version < '3.14'",
+        "lz4",
         "numba",
         "numpy",
         "opencv-python",
@@ -46,7 +48,7 @@ setup(
         "cameras": ["dv-processing"],
         "datasets": ["h5py", "hdf5plugin"],
         "plot": ["matplotlib"],
-        "dev": ["evt3", "hypothesis", "pyright[nodejs]", "pytest", "ruff", "triton"],
+        "dev": ["evt3", "hypothesis", "pyright[nodejs]", "pytest", "pytest-xdist", "ruff", "triton"],
     },
     entry_points={
         "console_scripts": [

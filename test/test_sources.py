@@ -383,10 +383,10 @@ def test_metavision_batches_become_packets(monkeypatch: pytest.MonkeyPatch, tmp_
         next(Metavision("absent").read())
 
 
-def test_metavision_packets_are_stamped_on_arrival() -> None:
+def test_metavision_packets_are_stamped_when_their_first_event_came() -> None:
     batch = np.array([(1, 2, 1, 10), (3, 4, 0, 12)], BATCH)
     (packet,) = packets([batch], 8, 8, now_ns=lambda: 123_456)
-    assert stamp_to_ns(packet.header.stamp) == 123_456
+    assert stamp_to_ns(packet.header.stamp) == 123_456 - 2_000
     assert packet.time_base == 10_000
     words = mono_words(batch)
     assert [hex(word) for word in words] == [hex(1 << 63 | 2 << 48 | 1 << 32), "0x40003000007d0"]

@@ -70,14 +70,18 @@ def packets(
     batches: Any, width: int, height: int, now_ns: Callable[[], int] = time.time_ns
 ) -> Iterator[EventPacket]:
     """Packets in encoding "mono" of batches of events: structured arrays of x, y, p and t (us of
-    the sensor's clock), stamped with the time at which they were read."""
+    the sensor's clock).
+
+    A header stamp says when a packet's first bytes came. A batch is read when it is complete, so
+    its first event came as much earlier as the batch is long.
+    """
     seq = 0
     for batch in batches:
         if not len(batch):
             continue
-        first_ns = int(batch["t"][0]) * NS_PER_US
+        first_ns, last_ns = (int(batch["t"][i]) * NS_PER_US for i in (0, -1))
         yield EventPacket(
-            header=Header(Stamp.from_ns(now_ns()), FRAME_ID),
+            header=Header(Stamp.from_ns(now_ns() - (last_ns - first_ns)), FRAME_ID),
             height=height,
             width=width,
             seq=seq,
