@@ -48,7 +48,15 @@ setup(
         "cameras": ["dv-processing"],
         "datasets": ["h5py", "hdf5plugin"],
         "plot": ["matplotlib"],
-        "dev": ["evt3", "hypothesis", "pyright[nodejs]", "pytest", "pytest-xdist", "ruff", "triton"],
+        "dev": [
+            "evt3",
+            "hypothesis",
+            "pyright[nodejs]",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "triton",
+        ],
     },
     entry_points={
         "console_scripts": [
