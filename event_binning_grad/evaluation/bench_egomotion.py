@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from event_binning_grad.evaluation.metrics import (
     track_loss,
     trusted,
 )
+from event_binning_grad.evaluation.parts import Part, run_parts
 from event_binning_grad.evaluation.scenarios import (
     Packet,
     Stream,
@@ -46,7 +47,7 @@ from event_binning_grad.evaluation.scenarios import (
     scene_for,
     with_noise,
 )
-from event_binning_grad.evaluation.tables import as_json, column, print_rows
+from event_binning_grad.evaluation.tables import column
 from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.types import stamp_to_ns
 from event_binning_grad.pipeline import Pipeline, PipelineCounters, warm_up
@@ -591,15 +592,6 @@ def run_pipeline(stream: Stream, config: PipelineConfig) -> PipelineRun:
     return PipelineRun(estimates, spent_s, pipeline.counters)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A table of the benchmark: how its rows are measured, and what its columns mean."""
-
-    measure: Callable[[Settings], Sequence[Any]]
-    title: str
-    note: str = ""
-
-
 PARTS = {
     "throughput": Part(
         throughput,
@@ -666,15 +658,4 @@ def bench_egomotion(
         settings: what to measure.
         parts: names of PARTS; none for all of them.
     """
-    figures: dict[str, list[dict[str, Any]]] = {}
-    for name, part in PARTS.items():
-        if parts and name not in parts:
-            continue
-        console.print(f"egomotion, {name} ...")
-        began = time.perf_counter()
-        rows = part.measure(settings)
-        figures[name] = [as_json(row) for row in rows]
-        print_rows(console, part.title, rows, part.note)
-        spent = f"{time.perf_counter() - began:.0f} s" if rows else "left out: no --poses FILE"
-        console.print(f"egomotion, {name}: {spent}", style="dim", highlight=False)
-    return figures
+    return run_parts(console, "egomotion", PARTS, settings, parts, lambda *_: "no --poses FILE")

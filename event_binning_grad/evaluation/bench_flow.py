@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,8 +27,9 @@ from event_binning_grad.evaluation.flow_metrics import (
     pooled,
 )
 from event_binning_grad.evaluation.flow_runs import run_live, segments_of, window_fields
+from event_binning_grad.evaluation.parts import Part, run_parts
 from event_binning_grad.evaluation.scenarios import SETTLE_NS
-from event_binning_grad.evaluation.tables import as_json, column, print_rows
+from event_binning_grad.evaluation.tables import column
 from event_binning_grad.evaluation.true_flow import RotationTruth, SimulatedTruth
 from event_binning_grad.events.recordings import Recording, open_recording
 from event_binning_grad.events.types import NS_PER_S, Events
@@ -600,17 +600,8 @@ def recordings_folder(settings: Settings) -> Path | None:
     return RECORDINGS if RECORDINGS.is_dir() else None
 
 
-@dataclass(frozen=True)
-class FlowPart:
-    """A table of the benchmark: how its rows are measured, and what its columns mean."""
-
-    measure: Callable[[Settings], Sequence[Any]]
-    title: str
-    note: str = ""
-
-
 FLOW_PARTS = {
-    "throughput": FlowPart(
+    "throughput": Part(
         throughput,
         "throughput, simulated rotation, packets of EVT 3.0 in time, the node's windows",
         "fields/s: those that came; lost: windows given up to catch up; possible: by what a "
@@ -619,13 +610,13 @@ FLOW_PARTS = {
         "it; used: share of all events, and of a window's; EPE: at full resolution, of all windows "
         "but the first",
     ),
-    "cuda": FlowPart(
+    "cuda": Part(
         cuda,
         "CUDA beside the CPU, simulated rotation, one field after the other",
         "ms: one field, by the clock, from the events in the host's memory to the field there; "
         "fields/s: by their mean; EPE: at full resolution, of all windows but the first",
     ),
-    "scenes": FlowPart(
+    "scenes": Part(
         scenes,
         "simulated scenes with depth, hand-held motion, the node's windows",
         "slow turn: half the turning, so that more of the flow is the depth's; known: share of the "
@@ -634,20 +625,20 @@ FLOW_PARTS = {
         "the window; moving: the pixels of objects that move by themselves alone; raw: the same "
         "solver with the same windows and passes, by the bilinear vote's own slope",
     ),
-    "real": FlowPart(
+    "real": Part(
         real,
         "real recordings, the node's windows",
         "FWL: flow warp loss, the variance of the image of warped events over that of the events "
         "as they came; rotation: the same of a constant angular velocity of the camera, estimated "
         "from the same events; flow / rotation: over the windows that have both",
     ),
-    "boxes": FlowPart(
+    "boxes": Part(
         boxes,
         "boxes_rotation, one real window of 30,000 events from rest",
         "against the flow of motion.txt's rotation; scale error: slope of the flow on the true "
         f"one, minus 1; MultiCM: {MULTICM_WINDOW_S:g} s for this window",
     ),
-    "determinism": FlowPart(determinism, "run to run, simulated rotation, fields bit for bit"),
+    "determinism": Part(determinism, "run to run, simulated rotation, fields bit for bit"),
 }
 
 
@@ -661,24 +652,13 @@ def bench_flow(
         settings: what to measure.
         parts: names of FLOW_PARTS; none for all of them.
     """
-    figures: dict[str, list[dict[str, Any]]] = {}
-    for name, part in FLOW_PARTS.items():
-        if parts and name not in parts:
-            continue
-        console.print(f"flow, {name} ...")
-        began = time.perf_counter()
-        rows = part.measure(settings)
-        figures[name] = [as_json(row) for row in rows]
-        print_rows(console, part.title, rows, part.note)
-        spent = f"{time.perf_counter() - began:.0f} s" if rows else _why_left_out(settings, name)
-        console.print(f"flow, {name}: {spent}", style="dim", highlight=False)
-    return figures
+    return run_parts(console, "flow", FLOW_PARTS, settings, parts, _why_left_out)
 
 
 def _why_left_out(settings: Settings, name: str) -> str:
     if name == "cuda":
-        return "left out: no CUDA device"
+        return "no CUDA device"
     folder = recordings_folder(settings)
     if folder is None:
-        return f"left out: no --data DIR, and no {RECORDINGS}"
-    return f"left out: {folder} has no {BOXES if name == 'boxes' else 'recording'}"
+        return f"no --data DIR, and no {RECORDINGS}"
+    return f"{folder} has no {BOXES if name == 'boxes' else 'recording'}"
