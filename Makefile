@@ -23,8 +23,10 @@ demo: setup  ## simulate, replay through the node, check; RECORDING=path (CALIB=
 
 # Nodes in processes of their own need the cores for themselves: those tests run one after the other.
 test: setup  ## run the tests
-	.venv/bin/python -m pytest -n auto --dist loadfile --ignore-glob='*/test_ros_*'
-	.venv/bin/python -m pytest test/test_ros_*.py
+	failed=0; \
+	.venv/bin/python -m pytest -n auto --dist loadfile --ignore-glob='*/test_ros_*' || failed=1; \
+	.venv/bin/python -m pytest test/test_ros_*.py || failed=1; \
+	exit $$failed
 
 lint: setup  ## ruff and pyright
 	.venv/bin/ruff check
