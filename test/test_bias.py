@@ -434,7 +434,7 @@ def test_command_on_a_real_recording(
     [
         (["RECORDING", "--out", "OUT"], "does not exist: expected a recording"),
         (["EMPTY", "--out", "OUT"], "is no recording"),
-        (["FILE", "--out", "OUT"], "is no recording"),
+        (["FILE", "--out", "OUT"], "expected t x y p"),
         (["--out", "FILE/below"], "FILE"),
         (["--out", "FILE"], "FILE"),
         (["--out", "OUT", "--calib", "FILE"], "--calib without a RECORDING"),

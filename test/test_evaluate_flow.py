@@ -266,6 +266,8 @@ def test_a_rotation_on_disk_as_text_is_a_truth_where_asked_for(data_dir: Path, t
     [
         ("--flow --window-events 9000", "--window-events with --flow"),
         ("--flow --plot {tmp}", "--plot with --flow"),
+        ("--flow --binning rect", "--binning with --flow"),
+        ("--flow --no-angular-acceleration", "--angular-acceleration with --flow"),
         ("--flow-out {tmp}/f.npz", "--flow-out without --flow"),
         ("--flow-truth none", "--flow-truth without --flow"),
         ("--flow --flow-truth depth", "no depth images"),

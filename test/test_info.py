@@ -196,6 +196,11 @@ def test_memory_is_bounded_by_coarser_bins() -> None:
     assert summary.rate_bin_ns == 100_000_000_000
 
 
+def test_peak_rate_of_a_short_recording_is_not_below_its_mean() -> None:
+    figures = summarise(Made(made_events(np.arange(100) * 10_000))).figures()
+    assert figures["peak_rate_hz"] >= figures["mean_rate_hz"] > 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(st.integers(0, 40_000_000), min_size=1, max_size=60),

@@ -168,6 +168,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+# Options that the flow does not know, and what they are where nobody gave them.
+_OF_EGOMOTION_ALONE = {
+    "motion_model": "rotation",
+    "angular_acceleration": True,
+    "objective": None,
+    "depth": None,
+    "depth_plane": None,
+    "depth_topic": None,
+    "depth_range": False,
+    "imu": "off",
+    "binning": None,
+    "reconstruction": None,
+}
+
+
 def _evaluate_flow(options: argparse.Namespace) -> int:
     from event_binning_grad.config import PipelineConfig
     from event_binning_grad.evaluation.evaluate_flow import evaluate_flow
@@ -176,6 +191,10 @@ def _evaluate_flow(options: argparse.Namespace) -> int:
         raise ConfigError("--window-events with --flow; expected --window-ms or --window-px")
     if options.plot:
         raise ConfigError("--plot with --flow; expected --flow-plot DIR for pictures of the flow")
+    for name, default in _OF_EGOMOTION_ALONE.items():
+        if getattr(options, name) != default:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} with --flow; expected it without: it is of the egomotion")
     asked = {
         "flow_window_ms": options.window_ms,
         "flow_window_px": options.window_px,

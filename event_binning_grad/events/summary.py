@@ -123,7 +123,7 @@ class Summary:
             "first_stamp_ns": self.first_stamp_ns,
             "last_stamp_ns": self.last_stamp_ns,
             "mean_rate_hz": self.events / seconds if seconds else 0.0,
-            "peak_rate_hz": self.peak_events * NS_PER_S / PEAK_NS,
+            "peak_rate_hz": self.peak_events * NS_PER_S / min(PEAK_NS, self.duration_ns or PEAK_NS),
             "rate_bin_ms": self.rate_bin_ns // NS_PER_MS,
             "rate_events": self.rate.tolist(),
             "longest_silence_s": self.longest_silence_ns / NS_PER_S,

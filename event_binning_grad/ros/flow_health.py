@@ -127,7 +127,7 @@ def _problems(before: FlowReport, now: FlowReport) -> Iterator[str]:
             f"({reasons}): {advice}"
         )
     elif not windows and not skipped and now.time_s - now.last_published_s > SILENCE_S:
-        yield "packets come, but no window fills: hardly anything moves"
+        yield "packets come, but no window fills: hardly anything moves, or the processor is busy"
 
 
 _ADVICE = {
