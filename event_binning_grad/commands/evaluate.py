@@ -194,7 +194,7 @@ def _evaluate_flow(options: argparse.Namespace) -> int:
     for name, default in _OF_EGOMOTION_ALONE.items():
         if getattr(options, name) != default:
             option = name.replace("_", "-")
-            raise ConfigError(f"--{option} with --flow; expected it without: it is of the egomotion")
+            raise ConfigError(f"--{option} with --flow; expected it without --flow")
     asked = {
         "flow_window_ms": options.window_ms,
         "flow_window_px": options.window_px,
