@@ -13,14 +13,26 @@ from numba import njit
 from numpy.typing import NDArray
 
 from event_binning_grad.events.part import (
+    FIRST,
+    FIRST_TRIGGER,
+    GAPS,
+    IGNORED,
+    LOST_TRIGGERS,
+    OUTSIDE,
+    RESETS,
+    STEPS_BACK,
+    TALLY_PLACES,
+    TRIGGERS,
+    UNKNOWN,
+    UNSYNCED,
     Part,
     WordCutter,
     event_arrays,
     native_words,
+    tallied_part,
     trigger_arrays,
 )
 from event_binning_grad.events.time_rules import MAX_STEP_BACK_NS, UNKNOWN_TIME
-from event_binning_grad.events.types import Triggers
 
 CD_OFF = 0x0
 CD_ON = 0x1
@@ -41,11 +53,6 @@ _MAX_AHEAD = HIGHS_PER_WRAP // 8
 # Places in the state: the unwrapped TIME_HIGH, whether it is of now, the last event's time settled
 # and as it was, in ns.
 _HIGH, _SYNC, _LAST, _RAW = range(4)
-# Places in the tally of one call.
-(
-    _FIRST, _FIRST_TRIGGER, _TRIGGERS, _UNKNOWN, _IGNORED, _OUTSIDE, _UNSYNCED, _STEPS_BACK,
-    _RESETS, _GAPS, _LOST_TRIGGERS,
-) = range(11)  # fmt: skip
 _KINDS = (CD_OFF, CD_ON, TIME_HIGH, EXT_TRIGGER, OTHERS, CONTINUED)
 
 
@@ -106,29 +113,11 @@ class Evt2Stream:
             capacity = len(upper)
         t, x, y, p = event_arrays(capacity)
         edges = trigger_arrays(_count_kind(upper, EXT_TRIGGER))
-        tally = np.zeros(11, np.int64)
+        tally = np.zeros(TALLY_PLACES, np.int64)
         hint = NO_HINT if hint_us is None else hint_us >> LOW_BITS
         kernel = _decode_vectors if self._vectors else _decode_single
         n = kernel(upper, masks, width, height, hint, self._state, tally, t, x, y, p, *edges)
-        keep = slice(int(tally[_FIRST]), n)
-        kept = slice(int(tally[_FIRST_TRIGGER]), int(tally[_TRIGGERS]))
-        return Part(
-            t[keep],
-            x[keep],
-            y[keep],
-            p[keep],
-            Triggers(*edges)[kept],
-            discarded=int(tally[_FIRST]),
-            unknown_words=int(tally[_UNKNOWN]),
-            ignored_words=int(tally[_IGNORED]),
-            out_of_bounds=int(tally[_OUTSIDE]),
-            unsynchronised=int(tally[_UNSYNCED]),
-            steps_back=int(tally[_STEPS_BACK]),
-            resets=int(tally[_RESETS]),
-            gaps=int(tally[_GAPS]),
-            lost_triggers=int(tally[_LOST_TRIGGERS] + tally[_FIRST_TRIGGER]),
-            was_cut=was_cut,
-        )
+        return tallied_part((t, x, y, p), n, edges, tally, was_cut)
 
     def _halves(
         self, data: NDArray[np.uint8], big_endian: bool
@@ -200,13 +189,13 @@ def _settle(now, n, k, state, tally):
     """The time that an event gets which comes at `now`, see time_rules."""
     last = state[_LAST]
     if now < state[_RAW]:
-        tally[_STEPS_BACK] += 1
+        tally[STEPS_BACK] += 1
     state[_RAW] = now
     if now >= last:
         last = now
     elif now < last - MAX_STEP_BACK_NS and last != UNKNOWN_TIME:
-        tally[_RESETS] += 1
-        tally[_FIRST], tally[_FIRST_TRIGGER] = n, k
+        tally[RESETS] += 1
+        tally[FIRST], tally[FIRST_TRIGGER] = n, k
         last = now
     state[_LAST] = last
     return last
@@ -221,7 +210,7 @@ def _other_word(kind, word, hint, n, state, tally, edge_t, edge_p, edge_channel)
         if hint != NO_HINT:
             new_high = _unwrapped(hint, value)
             if high >= 0 and state[_SYNC] and new_high != _unwrapped(high, value):
-                tally[_GAPS] += 1
+                tally[GAPS] += 1
         elif high >= 0:
             new_high = _unwrapped(high, value)
         else:
@@ -230,18 +219,18 @@ def _other_word(kind, word, hint, n, state, tally, edge_t, edge_p, edge_channel)
         return NO_HINT  # it speaks of the chunk's first word only
     if kind == EXT_TRIGGER:
         if state[_SYNC]:
-            k = tally[_TRIGGERS]
+            k = tally[TRIGGERS]
             low = (word >> LOW_SHIFT) & 0x3F
             now = ((state[_HIGH] << LOW_BITS) | low) * 1000
             edge_t[k] = _settle(now, n, k, state, tally)
             edge_p[k], edge_channel[k] = word & 1, (word >> 8) & 0x1F
-            tally[_TRIGGERS] = k + 1
+            tally[TRIGGERS] = k + 1
         else:
-            tally[_LOST_TRIGGERS] += 1
+            tally[LOST_TRIGGERS] += 1
     elif kind in (OTHERS, CONTINUED):
-        tally[_IGNORED] += 1
+        tally[IGNORED] += 1
     else:
-        tally[_UNKNOWN] += 1
+        tally[UNKNOWN] += 1
     return hint
 
 
@@ -265,7 +254,7 @@ def _decode_single(
                 if now < last:
                     state[_LAST] = last
                     # Times that did not fall are settled below: the raw one is the last one then.
-                    now = _settle(now, n, tally[_TRIGGERS], state, tally)
+                    now = _settle(now, n, tally[TRIGGERS], state, tally)
                     last = now
                 else:
                     last = now
@@ -279,8 +268,8 @@ def _decode_single(
             hint = _other_word(kind, word, hint, n, state, tally, edge_t, edge_p, edge_channel)
             base, last, synced = state[_HIGH] << LOW_BITS, state[_LAST], state[_SYNC] != 0
     state[_LAST] = last
-    tally[_OUTSIDE] += outside
-    tally[_UNSYNCED] += unsynced
+    tally[OUTSIDE] += outside
+    tally[UNSYNCED] += unsynced
     return n
 
 
@@ -298,7 +287,7 @@ def _decode_vectors(
             continue
         mask = masks[i]
         if not state[_SYNC]:
-            tally[_UNSYNCED] += _bits(mask)
+            tally[UNSYNCED] += _bits(mask)
             continue
         first, row = (word >> X_SHIFT) & COORDINATE_MASK, word & COORDINATE_MASK
         inside = mask
@@ -307,11 +296,11 @@ def _decode_vectors(
         elif first + 32 > width:
             inside = mask & np.uint32((1 << (width - first)) - 1)
         if inside != mask:
-            tally[_OUTSIDE] += _bits(mask ^ inside)
+            tally[OUTSIDE] += _bits(mask ^ inside)
         if inside == 0:
             continue
         now = ((state[_HIGH] << LOW_BITS) | ((word >> LOW_SHIFT) & 0x3F)) * 1000
-        now = _settle(now, n, tally[_TRIGGERS], state, tally)
+        now = _settle(now, n, tally[TRIGGERS], state, tally)
         rest = np.int64(inside)
         column = first
         while rest:

@@ -12,9 +12,26 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from event_binning_grad.events.part import Part, WordCutter, event_arrays, trigger_arrays
+from event_binning_grad.events.part import (
+    FIRST,
+    FIRST_TRIGGER,
+    GAPS,
+    IGNORED,
+    LOST_TRIGGERS,
+    OUTSIDE,
+    RESETS,
+    STEPS_BACK,
+    TALLY_PLACES,
+    TRIGGERS,
+    UNKNOWN,
+    UNSYNCED,
+    Part,
+    WordCutter,
+    event_arrays,
+    tallied_part,
+    trigger_arrays,
+)
 from event_binning_grad.events.time_rules import MAX_STEP_BACK_NS, UNKNOWN_TIME
-from event_binning_grad.events.types import Triggers
 
 # The type of a word stands in its top four bits.
 ADDR_Y = 0x0
@@ -46,11 +63,6 @@ _TIME_UNKNOWN, _HIGH_KNOWN, _TIME_KNOWN = 0, 1, 2
 # Places in the state, which numba wants as one array: _LAST is the time of the last event, _RAW
 # that of the last TIME_LOW, both in ns.
 _HIGH, _LOW, _SYNC, _ROW, _BASE, _BASE_P, _LAST, _RAW = range(8)
-# Places in the tally of one call.
-(
-    _FIRST, _FIRST_TRIGGER, _TRIGGERS, _UNKNOWN, _IGNORED, _OUTSIDE, _UNSYNCED, _STEPS_BACK,
-    _RESETS, _GAPS, _LOST_TRIGGERS,
-) = range(11)  # fmt: skip
 
 
 class Evt3Stream:
@@ -100,27 +112,9 @@ class Evt3Stream:
         t, x, y, p = event_arrays(capacity)
         edges = trigger_arrays(edges_at_most)
         hint = NO_HINT if hint_us is None else hint_us >> LOW_BITS
-        tally = np.zeros(11, np.int64)
+        tally = np.zeros(TALLY_PLACES, np.int64)
         n = _decode(data, high_byte, width, height, hint, self._state, tally, t, x, y, p, *edges)
-        keep = slice(int(tally[_FIRST]), n)
-        kept = slice(int(tally[_FIRST_TRIGGER]), int(tally[_TRIGGERS]))
-        return Part(
-            t[keep],
-            x[keep],
-            y[keep],
-            p[keep],
-            Triggers(*edges)[kept],
-            discarded=int(tally[_FIRST]),
-            unknown_words=int(tally[_UNKNOWN]),
-            ignored_words=int(tally[_IGNORED]),
-            out_of_bounds=int(tally[_OUTSIDE]),
-            unsynchronised=int(tally[_UNSYNCED]),
-            steps_back=int(tally[_STEPS_BACK]),
-            resets=int(tally[_RESETS]),
-            gaps=int(tally[_GAPS]),
-            lost_triggers=int(tally[_LOST_TRIGGERS] + tally[_FIRST_TRIGGER]),
-            was_cut=was_cut,
-        )
+        return tallied_part((t, x, y, p), n, edges, tally, was_cut)
 
 
 @njit(nogil=True, cache=True)
@@ -157,13 +151,13 @@ def _decode(
         if kind == ADDR_X:
             column = value & COORDINATE_MASK
             if sync != _TIME_KNOWN or row < 0:
-                tally[_UNSYNCED] += 1
+                tally[UNSYNCED] += 1
             elif column < width and row < height:
                 last = max(last, now)
                 t[n], x[n], y[n], p[n] = last, column, row, value >> POLARITY_SHIFT
                 n += 1
             else:
-                tally[_OUTSIDE] += 1
+                tally[OUTSIDE] += 1
         elif kind == ADDR_Y:
             row = value & COORDINATE_MASK
         elif kind == TIME_LOW:
@@ -172,13 +166,13 @@ def _decode(
             if sync != _TIME_UNKNOWN:
                 sync = _TIME_KNOWN
                 if now < raw:
-                    tally[_STEPS_BACK] += 1
+                    tally[STEPS_BACK] += 1
                 raw = now
                 if now < last - MAX_STEP_BACK_NS and last != UNKNOWN_TIME:
                     # Another clock: time goes on from here, and what came before in this chunk
                     # cannot stand in one ordered array with what follows.
-                    tally[_RESETS] += 1
-                    tally[_FIRST], tally[_FIRST_TRIGGER] = n, tally[_TRIGGERS]
+                    tally[RESETS] += 1
+                    tally[FIRST], tally[FIRST_TRIGGER] = n, tally[TRIGGERS]
                     last = now
         elif kind in (VECT_12, VECT_8):
             length = 12 if kind == VECT_12 else 8
@@ -186,13 +180,13 @@ def _decode(
                 if (value >> bit) & 1:
                     column = base + bit
                     if sync != _TIME_KNOWN or row < 0 or base < 0:
-                        tally[_UNSYNCED] += 1
+                        tally[UNSYNCED] += 1
                     elif column < width and row < height:
                         last = max(last, now)
                         t[n], x[n], y[n], p[n] = last, column, row, base_p
                         n += 1
                     else:
-                        tally[_OUTSIDE] += 1
+                        tally[OUTSIDE] += 1
             if base >= 0:
                 base += length
         elif kind == VECT_BASE_X:
@@ -203,7 +197,7 @@ def _decode(
             elif hint != NO_HINT:
                 new_high = _nearest_high(hint, value)
                 if sync == _TIME_KNOWN and new_high != _nearest_high(high, value):
-                    tally[_GAPS] += 1
+                    tally[GAPS] += 1
             else:
                 new_high = _nearest_high(high, value)
             hint = NO_HINT  # it speaks of the chunk's first word only
@@ -217,16 +211,16 @@ def _decode(
                 sync = _HIGH_KNOWN
         elif kind == EXT_TRIGGER:
             if sync == _TIME_KNOWN:
-                k = tally[_TRIGGERS]
+                k = tally[TRIGGERS]
                 last = max(last, now)
                 edge_t[k], edge_p[k], edge_channel[k] = last, value & 1, value >> 8
-                tally[_TRIGGERS] = k + 1
+                tally[TRIGGERS] = k + 1
             else:
-                tally[_LOST_TRIGGERS] += 1
+                tally[LOST_TRIGGERS] += 1
         elif kind in (OTHERS, CONTINUED_4, CONTINUED_12):
-            tally[_IGNORED] += 1
+            tally[IGNORED] += 1
         else:
-            tally[_UNKNOWN] += 1
+            tally[UNKNOWN] += 1
     state[_HIGH], state[_LOW], state[_SYNC], state[_ROW] = high, low, sync, row
     state[_BASE], state[_BASE_P], state[_LAST], state[_RAW] = base, base_p, last, raw
     return n

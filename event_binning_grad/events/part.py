@@ -16,6 +16,14 @@ _ALIGNMENT_WORDS = 128
 _SHIFTED_WORDS = 8
 
 
+# Places in the tally of one call of a decoder of Prophesee's words.
+(
+    FIRST, FIRST_TRIGGER, TRIGGERS, UNKNOWN, IGNORED, OUTSIDE, UNSYNCED, STEPS_BACK, RESETS, GAPS,
+    LOST_TRIGGERS,
+) = range(11)  # fmt: skip
+TALLY_PLACES = 11
+
+
 @dataclass(slots=True)
 class Part:
     """Events of a packet, as in Events, its triggers, and what was not handed on."""
@@ -55,6 +63,36 @@ def trigger_arrays(
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8]]:
     """Arrays t, p, channel for so many triggers."""
     return np.empty(capacity, np.int64), np.empty(capacity, np.uint8), np.empty(capacity, np.uint8)
+
+
+def tallied_part(
+    arrays: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
+    n: int,
+    edges: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    tally: NDArray[np.int64],
+    was_cut: bool,
+) -> Part:
+    """What a call decoded: n events in arrays t, x, y, p, the triggers, and its tally."""
+    t, x, y, p = arrays
+    keep = slice(int(tally[FIRST]), n)
+    kept = slice(int(tally[FIRST_TRIGGER]), int(tally[TRIGGERS]))
+    return Part(
+        t[keep],
+        x[keep],
+        y[keep],
+        p[keep],
+        Triggers(*edges)[kept],
+        discarded=int(tally[FIRST]),
+        unknown_words=int(tally[UNKNOWN]),
+        ignored_words=int(tally[IGNORED]),
+        out_of_bounds=int(tally[OUTSIDE]),
+        unsynchronised=int(tally[UNSYNCED]),
+        steps_back=int(tally[STEPS_BACK]),
+        resets=int(tally[RESETS]),
+        gaps=int(tally[GAPS]),
+        lost_triggers=int(tally[LOST_TRIGGERS] + tally[FIRST_TRIGGER]),
+        was_cut=was_cut,
+    )
 
 
 def native_words(
