@@ -23,10 +23,11 @@ setup(
     license=manifest.findtext("license"),
     python_requires=">=3.10",
     packages=find_packages(include=[name, f"{name}.*"]),
+    package_data={f"{name}.ros": ["*.xml"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{name}"]),
         (f"share/{name}", ["package.xml"]),
-        (f"share/{name}/config", files("config/*.yaml")),
+        (f"share/{name}/config", files("config/*.yaml") + files(f"{name}/ros/*.xml")),
         (f"share/{name}/launch", files("launch/*.py")),
     ],
     zip_safe=True,

@@ -54,8 +54,8 @@ def generate_launch_description() -> LaunchDescription:
             _argument(
                 "transport",
                 "large_data",
-                "that of Fast DDS: large_data, which large messages need, on the other side too; "
-                "or default. FASTDDS_BUILTIN_TRANSPORTS in the environment comes first",
+                "that of Fast DDS: large_data, which large messages need, of who sends them; or "
+                "default. FASTDDS_DEFAULT_PROFILES_FILE in the environment comes first",
             ),
             OpaqueFunction(function=_start),
         ]

@@ -370,10 +370,10 @@ def test_triggers_are_published(ros: Ros, recording: Path) -> None:
 def test_messages_of_the_intake_benchmark_are_a_stream(kind: str) -> None:
     """Over the place where they begin again, too: as many events as said, in the order of time."""
     messages = bench_intake.MESSAGES[kind](0.5e6)
-    per_message = round(0.5 * messages.packet_us)
+    per_message = round(0.5 * bench_intake.PACKET_US)
     decoder, last_ns = PacketDecoder(), 0
     for number in [*range(3), *range(3 * 244 - 3, 3 * 244 + 3)]:
-        data = messages.next(number, START_NS + number * messages.packet_us * 1000)
+        data = messages.next(number, START_NS + number * bench_intake.PACKET_US * 1000)
         if kind == "evt3":
             packet = deserialize_message(data, messages.kind)
             assert packet.seq == number
@@ -382,6 +382,6 @@ def test_messages_of_the_intake_benchmark_are_a_stream(kind: str) -> None:
         events = decoder.decode(packet).events
         assert len(events) == per_message
         assert events.t[0] >= last_ns
-        assert events.t[-1] - events.t[0] <= messages.packet_us * 1000
+        assert events.t[-1] - events.t[0] <= bench_intake.PACKET_US * 1000
         last_ns = int(events.t[-1])
     assert decoder.counters.clock_resets == decoder.counters.time_steps_back == 0

@@ -33,9 +33,7 @@ TOPIC = "/bench_intake/events"
 NODE = "bench_intake_perception"
 FRAME_ID = "event_camera"
 # TIME_HIGH counts 4096 us: packets of this length differ from round to round in that word alone.
-EVT3_PACKET_US = 4096
-# Single events are 16 bytes each: of messages above 0.5 MB many are lost on the way.
-ARRAY_PACKET_US = 1024
+PACKET_US = 4096
 EDGE_PIXELS = 4000
 # dvs_msgs/Event as ROS serialises it: each number aligned to its size. The first event begins 2
 # bytes later, and has no gap before sec.
@@ -48,7 +46,7 @@ EVENT = np.dtype(
     }
 )
 # So many packets are made; in this time the scene has moved by the sensor's width.
-_ROUND_US = 244 * EVT3_PACKET_US
+_ROUND_PACKETS = 244
 _STAMP_AT = 4  # in a serialized message that begins with a header
 _MARK = 0x1122334455667788
 RATES = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0)
@@ -65,19 +63,19 @@ _PERIOD_S = 0.25
 _QUIET_MESSAGES = 4
 
 
-def make_events(rate_ev_s: float, packet_us: int, packets: int, seed: int = 0) -> Iterator[Events]:
+def make_events(rate_ev_s: float, packets: int, seed: int = 0) -> Iterator[Events]:
     """Edges that move across the sensor once in all these packets, and so can begin again.
 
     Times are from the first packet's begin.
     """
     rng = np.random.default_rng(seed)
-    count = round(rate_ev_s * packet_us * 1e-6)
+    count = round(rate_ev_s * PACKET_US * 1e-6)
     x0 = rng.integers(0, WIDTH, EDGE_PIXELS)
     y0 = rng.integers(0, HEIGHT, EDGE_PIXELS).astype(np.uint16)
     polarity = rng.integers(0, 2, EDGE_PIXELS).astype(np.uint8)
-    speed = WIDTH / (packets * packet_us)  # px/us
+    speed = WIDTH / (packets * PACKET_US)  # px/us
     for k in range(packets):
-        t = k * packet_us + np.sort(rng.integers(0, packet_us, count))
+        t = k * PACKET_US + np.sort(rng.integers(0, PACKET_US, count))
         edge = rng.integers(0, EDGE_PIXELS, count)
         x = (x0[edge] + np.floor(speed * t + rng.random(count)).astype(np.int64)) % WIDTH
         yield Events(t * NS_PER_US, x.astype(np.uint16), y0[edge], polarity[edge], WIDTH, HEIGHT)
@@ -85,8 +83,6 @@ def make_events(rate_ev_s: float, packet_us: int, packets: int, seed: int = 0) -
 
 class Evt3Messages:
     """Serialized EventPackets in encoding "evt3" that begin again with later times."""
-
-    packet_us = EVT3_PACKET_US
 
     def __init__(self, rate_ev_s: float) -> None:
         import array
@@ -102,7 +98,7 @@ class Evt3Messages:
         # seq and the payload are found where a known content stands.
         message = EventPacket(header=to_header(0, FRAME_ID), seq=_MARK, encoding="evt3")
         self._seq_at = bytes(serialize_message(message)).index(_MARK.to_bytes(8, "little"))
-        for events in make_events(rate_ev_s, self.packet_us, _ROUND_US // self.packet_us):
+        for events in make_events(rate_ev_s, _ROUND_PACKETS):
             words = Evt3Encoder().encode(events)
             message = EventPacket(
                 header=to_header(0, FRAME_ID), height=HEIGHT, width=WIDTH, encoding="evt3"
@@ -125,8 +121,6 @@ class Evt3Messages:
 class ArrayMessages:
     """Serialized dvs_msgs/EventArray that begin again with later times."""
 
-    packet_us = ARRAY_PACKET_US
-
     def __init__(self, rate_ev_s: float) -> None:
         from dvs_msgs.msg import EventArray  # type: ignore[import-not-found]
         from rclpy.serialization import serialize_message
@@ -138,7 +132,7 @@ class ArrayMessages:
         head = bytes(serialize_message(message))[:-4]  # without the count, 0
         self._head = np.frombuffer(bytearray(head), np.uint8)
         self._messages = []
-        for events in make_events(rate_ev_s, self.packet_us, _ROUND_US // self.packet_us):
+        for events in make_events(rate_ev_s, _ROUND_PACKETS):
             rows = np.zeros(len(events), EVENT)
             rows["x"], rows["y"], rows["polarity"] = events.x, events.y, events.p
             self._messages.append((rows, events.t - events.t[0]))
@@ -168,7 +162,7 @@ def publish(kind: str, rate_mev_s: float, seconds: float) -> dict[str, float]:
     from event_binning_grad.ros.qos import EVENTS_QOS
 
     messages = MESSAGES[kind](rate_mev_s * 1e6)
-    packet_ns = messages.packet_us * NS_PER_US
+    packet_ns = PACKET_US * NS_PER_US
     rclpy.init(args=[])
     node = rclpy.create_node("bench_intake_publisher", start_parameter_services=False)
     publisher = node.create_publisher(messages.kind, TOPIC, EVENTS_QOS)
@@ -194,7 +188,7 @@ def publish(kind: str, rate_mev_s: float, seconds: float) -> dict[str, float]:
     rclpy.try_shutdown()
     return {
         "packets": count,
-        "events": count * round(rate_mev_s * messages.packet_us),
+        "events": count * round(rate_mev_s * PACKET_US),
         "seconds": took_s,
         "late_s": late_s,
         "packet_bytes": size / count,
@@ -227,7 +221,7 @@ def _bench(console: Console, kind: str, quick: bool) -> dict[str, Any]:
                 break
     whole = [row["published_mev_s"] for row in rows if not row["dropped_packets"]]
     best, most = max(whole, default=0.0), max(row["decoded_mev_s"] for row in rows)
-    length_ms = MESSAGES[kind].packet_us / 1e3
+    length_ms = PACKET_US / 1e3
     table = Table(title=f"Node intake over DDS: {kind}, messages of {length_ms:.1f} ms")
     for name in ("published Mev/s", "kB each", "decoded Mev/s", "dropped", "twists/s"):
         table.add_column(name, justify="right")

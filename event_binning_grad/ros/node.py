@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from event_binning_grad.cli import EXIT_BAD_INPUT, EXIT_FAILED, require_ros
 from event_binning_grad.errors import ConfigError, EventBinningError
 from event_binning_grad.numba_threads import let_threads_sleep
+from event_binning_grad.ros.allocator import keep_freed_memory
 from event_binning_grad.ros.signals import exit_at_once, leave_to_rclpy
 
 # A worker that runs numba's compiler cannot be interrupted: it is given so long, s.
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     exit_at_once()
     let_threads_sleep()
+    keep_freed_memory()
     try:
         require_ros(["rclpy"])  # of the message packages of event cameras, any will do, or none
         return _run(arguments)

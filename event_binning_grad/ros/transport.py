@@ -1,28 +1,35 @@
-"""The middleware's transport for large messages, for whoever starts the node."""
+"""The middleware's transport for large messages, for whatever process sends or takes them."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from event_binning_grad.errors import ConfigError
 
-VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
-# With the defaults best-effort messages above 0.6 MB are almost all lost. With this a process
-# still talks to those that have the defaults.
-LARGE_DATA = (
-    "LARGE_DATA?max_msg_size=4MB&sockets_size=16MB&non_blocking=false&tcp_negotiation_timeout=50"
-)
 TRANSPORTS = ("large_data", "default")
+PROFILE = Path(__file__).with_name("large_data.xml")
+# As Fast DDS calls it since Kilted, and before.
+PROFILE_VARIABLE, OLD_PROFILE_VARIABLE = (
+    "FASTDDS_DEFAULT_PROFILES_FILE",
+    "FASTRTPS_DEFAULT_PROFILES_FILE",
+)
+BUILTIN_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
 
-# Who has set one of these has chosen a transport.
-_CHOSEN_BY = (VARIABLE, "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+_OLD_DISTRIBUTIONS = ("humble", "iron", "jazzy")
+_SHARED_MEMORY = Path("/dev/shm")
+# Each process holds the profile's 16 MB; a container may have 64 MB in all, and a process that
+# writes where there is no more ends.
+_WANTED_BYTES = 128 << 20
 
 
 def transport_environment(transport: str, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables to add to the environment of a process that handles large messages.
 
     Args:
-        transport: "large_data", or "default" to leave everything as it is.
+        transport: "large_data", or "default" for that of Fast DDS.
         environment: that of this process; what the user has chosen there stands.
 
     Raises:
@@ -30,6 +37,27 @@ def transport_environment(transport: str, environment: Mapping[str, str]) -> dic
     """
     if transport not in TRANSPORTS:
         raise ConfigError(f"transport {transport!r}: expected one of {', '.join(TRANSPORTS)}")
-    if transport == "default" or any(environment.get(name) for name in _CHOSEN_BY):
+    chosen_by = (BUILTIN_VARIABLE, PROFILE_VARIABLE, OLD_PROFILE_VARIABLE)
+    if any(environment.get(name) for name in chosen_by):
         return {}
-    return {VARIABLE: LARGE_DATA}
+    if transport == "default":
+        return {BUILTIN_VARIABLE: "DEFAULT"}  # else the process itself takes large_data
+    free_bytes = _free_bytes(_SHARED_MEMORY)
+    if free_bytes < _WANTED_BYTES:
+        logging.getLogger(__name__).warning(
+            "%s has %d MB free, expected at least %d for the transport large_data: the default "
+            "one is used, and messages of events above 0.5 MB will be lost; give the container "
+            "more (docker run --shm-size)",
+            _SHARED_MEMORY, free_bytes >> 20, _WANTED_BYTES >> 20,
+        )  # fmt: skip
+        return {BUILTIN_VARIABLE: "DEFAULT"}
+    old = environment.get("ROS_DISTRO") in _OLD_DISTRIBUTIONS
+    return {OLD_PROFILE_VARIABLE if old else PROFILE_VARIABLE: str(PROFILE)}
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        file_system = os.statvfs(folder)
+    except OSError:
+        return 0
+    return file_system.f_bavail * file_system.f_frsize
