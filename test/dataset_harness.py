@@ -42,6 +42,12 @@ def some_events(count: int) -> np.ndarray:
     return np.stack([k % 346, k % 260, k * 1e-5, np.where(k % 2, 1, -1)], axis=1)
 
 
+def write_frame_times(path: Path, seconds: np.ndarray) -> None:
+    """When the left camera took its grey frames, after START_S."""
+    with h5py.File(path, "a") as file:
+        file["davis/left/image_raw_ts"] = START_S + seconds
+
+
 def write_imu(path: Path, seconds: np.ndarray, rate: np.ndarray) -> None:
     """The gyroscope's rows, of the rate in the camera's axes."""
     with h5py.File(path, "a") as file:
@@ -145,6 +151,11 @@ def write_calibration(directory: Path, table: np.ndarray | None, place: str = "c
             file["rectify_map"] = table
 
 
+def write_png(path: Path, image: np.ndarray) -> None:
+    """An image [H, W, 3] of uint16, red first."""
+    assert cv2.imwrite(str(path), np.ascontiguousarray(image[..., ::-1]))
+
+
 def write_dsec_flow(
     directory: Path, count: int, folder: str = "flow/forward", times: str | None = None
 ) -> list[np.ndarray]:
@@ -157,8 +168,7 @@ def write_dsec_flow(
         image[..., 2] = rng.random(DSEC_SIZE) < 0.3
         image[image[..., 2] == 0] = 0
         images.append(image)
-        blue_first = np.ascontiguousarray(image[..., ::-1])
-        assert cv2.imwrite(str(directory / folder / f"{2 + 2 * k:06d}.png"), blue_first)
+        write_png(directory / folder / f"{2 + 2 * k:06d}.png", image)
     lines = ["# from_timestamp_us, to_timestamp_us"]
     lines += [
         f"{T_OFFSET_US + k * 100_000 + 523}, {T_OFFSET_US + (k + 1) * 100_000 + 524}"

@@ -13,12 +13,14 @@ import pytest
 
 from event_binning_grad import cli
 from event_binning_grad.config import PipelineConfig
-from event_binning_grad.evaluation import bench_flow
-from event_binning_grad.evaluation.bench_flow import (
+from event_binning_grad.evaluation import bench_flow_recorded
+from event_binning_grad.evaluation.bench_flow_recorded import (
     BOXES,
     MULTICM_WINDOW_S,
     FlowBoxesRow,
     FlowRecordingRow,
+)
+from event_binning_grad.evaluation.bench_flow_simulated import (
     FlowRepeatRow,
     FlowSceneRow,
     FlowThroughputRow,
@@ -129,7 +131,7 @@ def test_a_recording_without_calibration_has_no_rotation_beside_it(tmp_path: Pat
 def test_without_recordings_a_part_is_left_out_in_one_line(
     part: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(bench_flow, "RECORDINGS", tmp_path / "absent")
+    monkeypatch.setattr(bench_flow_recorded, "RECORDINGS", tmp_path / "absent")
     assert flow_rows(part, FlowBoxesRow, tmp_path) == []
     assert "left out: no --data DIR, and no " in capsys.readouterr().out
     assert flow_rows(part, FlowBoxesRow, tmp_path, "--data", str(tmp_path)) == []

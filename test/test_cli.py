@@ -14,7 +14,7 @@ import pytest
 
 from event_binning_grad import cli
 from event_binning_grad.evaluation.metrics import angular_velocity_error
-from event_binning_grad.events.bags import write_bag
+from event_binning_grad.events.bag_writer import write_bag
 from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.types import Events
@@ -30,6 +30,7 @@ JSON_KEYS = {
     "iterations_mean", "device", "gradient", "linear_velocity_rms_m_s",
     "linear_velocity_rms_per_axis_m_s", "linear_velocity_rms_percent", "nees_mean",
     "true_linear_velocity_rms_m_s", "used_events_share", "motion_model", "output_rate_hz",
+    "load", "clock", "decoder",
 }  # fmt: skip
 
 CSV_HEADER = (
@@ -98,6 +99,11 @@ def test_evaluate_a_simulated_recording(
     assert figures["nees_mean"] > 0
     assert figures["used_events_share"] == pytest.approx(1, abs=0.02)
     assert sum(figures["windows_by_status"].values()) == figures["windows"]
+    ends = ("window_events", "skipped_events", "discarded_events")
+    assert figures["load"]["kept_events"] == sum(figures[name] for name in ends)
+    assert figures["load"]["events"] == figures["decoder"]["events"] == figures["events"]
+    assert figures["clock"]["learnt"]
+    assert 0 < figures["clock"]["packets"] <= figures["decoder"]["packets"]
     assert f"{figures['events']:,}" in out
 
     lines = table.read_text().splitlines()
@@ -247,6 +253,28 @@ def test_recording_without_truth_reports_null(
     assert "none" in out
 
 
+@pytest.mark.parametrize("flow", [[], ["--flow"]])
+def test_a_recording_that_is_cut_short_is_said(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flow: list[str]
+):
+    whole = (data_dir / "aedat4" / "davis_320x240.aedat4").read_bytes()
+    (tmp_path / "cut.aedat4").write_bytes(whole[:700_000])
+    calibration = tmp_path / "camera.yaml"
+    calibration.write_text(
+        "image_width: 320\nimage_height: 240\ndistortion_model: plumb_bob\n"
+        "camera_matrix: {rows: 3, cols: 3, data: [250, 0, 160, 0, 250, 120, 0, 0, 1]}\n"
+        "distortion_coefficients: {rows: 1, cols: 5, data: [0, 0, 0, 0, 0]}\n"
+    )
+    options = [*flow, "--calib", calibration, "--json", tmp_path / "report.json"]
+    code, _, err = run(capsys, "evaluate", tmp_path / "cut.aedat4", *options)
+    assert code == 0
+    assert err.startswith("event-binning-grad evaluate: warning: ")
+    assert err.count("\n") == 1
+    (warning,) = json.loads((tmp_path / "report.json").read_text())["warnings"]
+    assert "is cut short" in warning
+    assert warning in err
+
+
 def test_calibration_of_another_sensor_is_refused_in_one_line(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -256,10 +284,12 @@ def test_calibration_of_another_sensor_is_refused_in_one_line(
         "camera_matrix: {rows: 3, cols: 3, data: [300, 0, 173, 0, 300, 130, 0, 0, 1]}\n"
         "distortion_coefficients: {rows: 1, cols: 5, data: [0, 0, 0, 0, 0]}\n"
     )
-    code, _, err = run(capsys, "evaluate", data_dir / "ecd_shapes_rotation", "--calib", wrong)
-    assert code == 2
-    assert "no packet could be used: events of a 240x180 sensor" in err
-    assert err.count("\n") == 1
+    for kind in ([], ["--flow"]):
+        path = data_dir / "ecd_shapes_rotation"
+        code, _, err = run(capsys, "evaluate", path, "--calib", wrong, *kind)
+        assert code == 2
+        assert "no packet could be used: events of a 240x180 sensor" in err
+        assert err.count("\n") == 1
 
 
 def shapes_bag(path: Path, events: bool = True, calibration: bool = True) -> Path:
@@ -314,6 +344,15 @@ def bad_inputs(tmp_path: Path) -> dict[str, list[object]]:
         "unknown objective": ["evaluate", good, "--objective", "beauty"],
         "unknown kernel": ["evaluate", good, "--binning", "round"],
         "negative rate": ["evaluate", good, "--output-rate", -5],
+        "report onto a folder": ["evaluate", good, "--json", tmp_path],
+        "rows below a file": ["evaluate", good, "--csv", tmp_path / "calib.txt" / "rows.csv"],
+        "pictures onto a file": ["evaluate", good, "--plot", tmp_path / "calib.txt"],
+        "figures below a file": ["bench", "--json", tmp_path / "calib.txt" / "figures.json"],
+        "study onto a file": ["bias", "--out", tmp_path / "calib.txt"],
+        "no such topic": ["evaluate", good, "--topic", "/nonsense"],
+        "no such topic of flow": ["evaluate", good, "--flow", "--topic", "/nonsense"],
+        "no such topic to compare": ["compare", good, "--topic", "/nonsense"],
+        "no such topic to study": ["bias", good, "--out", tmp_path / "b", "--topic", "/nonsense"],
         "info of nothing": ["info", tmp_path / "absent"],
         "info of a broken bag": ["info", tmp_path / "garbage.bag", "--json"],
         "info of an unknown topic": ["info", good, "--topic", "/nonsense"],

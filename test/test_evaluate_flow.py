@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dataset_harness import EQUIDISTANT, START_S, write_camchain, write_flow_npz, write_mvsec
+from dataset_harness import (
+    EQUIDISTANT,
+    START_S,
+    T_OFFSET_US,
+    write_calibration,
+    write_camchain,
+    write_dsec,
+    write_flow_npz,
+    write_frame_times,
+    write_mvsec,
+    write_png,
+)
 from scipy.spatial.transform import Rotation
 
 from event_binning_grad import cli
 from event_binning_grad.config import PipelineConfig
 from event_binning_grad.errors import ConfigError, RecordingError
-from event_binning_grad.evaluation.evaluate_flow import FlowScorer, evaluate_flow
-from event_binning_grad.evaluation.flow_metrics import event_pixels, flow_error, pooled
-from event_binning_grad.evaluation.true_flow import SimulatedTruth
-from event_binning_grad.events.bags import BagRecording, write_bag
+from event_binning_grad.evaluation.evaluate_flow import evaluate_flow
+from event_binning_grad.evaluation.flow_metrics import event_pixels, flow_error, known, pooled
+from event_binning_grad.evaluation.flow_score import FlowScorer
+from event_binning_grad.evaluation.true_flow import SimulatedTruth, truth_hint
+from event_binning_grad.events.bag_writer import write_bag
+from event_binning_grad.events.bags import BagRecording
+from event_binning_grad.events.recordings import open_recording
 from event_binning_grad.events.types import EventPacket, Events
 from event_binning_grad.geometry import Camera
+from event_binning_grad.geometry.motion_field import undistorted_bearings
 from event_binning_grad.pipeline import Pipeline
 from event_binning_grad.simulate import (
     ConstantMotion,
     Simulation,
     SimulationConfig,
+    make_scene,
     simulate_rotation,
     write_simulation,
 )
@@ -36,6 +53,7 @@ KEYS = {
     "outliers_3px_percent", "true_displacement_px", "pixels_compared", "moving_epe_px", "density",
     "normal_flow_share", "flow_warp_loss_mean", "flow_warp_loss_min", "true_flow_warp_loss_mean",
     "fields_per_second", "field_ms_p50", "field_ms_p99", "gradient", "flow_rate_hz",
+    "outliers_2px_percent", "dense_epe_px", "load", "clock", "decoder", "unusable",
 }  # fmt: skip
 
 SIZE = {"width": 160, "height": 120, "duration_s": 0.3, "noise_hz": 2.0, "seed": 4}
@@ -96,8 +114,30 @@ def test_figures_of_a_simulated_rotation(files: Path):
     assert figures["flow_warp_loss_mean"] > 1.2
     assert figures["true_flow_warp_loss_mean"] > 1.2
     assert 0.5 < figures["density"] <= 1.0
-    assert 0 <= figures["outliers_3px_percent"] <= figures["outliers_1px_percent"] <= 100
+    percent = [figures[f"outliers_{px}px_percent"] for px in (1, 2, 3)]
+    assert 100 >= percent[0] >= percent[1] >= percent[2] >= 0
     assert figures["moving_epe_px"] is None  # nothing does
+    # Where there are no events, too: all pixels of all fields.
+    assert figures["dense_pixels_compared"] > 2 * figures["pixels_compared"]
+    assert figures["dense_pixels_compared"] <= figures["fields"] * 120 * 160
+    assert figures["dense_epe_px"] < 0.5 * figures["dense_true_displacement_px"]
+
+
+def test_every_event_is_counted_once(files: Path):
+    figures = json.loads((files / "f.json").read_text())
+    load = figures["load"]
+    reasons = ("outside_roi", "masked", "refractory", "background", "decimated", "over_cap", "kept")
+    assert load["events"] == sum(load[f"{reason}_events"] for reason in reasons)
+    assert figures["events"] == load["events"] + figures["uncalibrated_events"]
+    assert figures["events"] == figures["decoder"]["events"]
+    ends = ("window_events", "skipped_events", "discarded_events", "refused_events")
+    assert load["kept_events"] == sum(figures[name] for name in ends)
+    assert 0 < figures["used_events"] <= figures["window_events"]
+    clock = figures["clock"]
+    assert clock["learnt"]
+    assert 0 < clock["packets"] <= figures["decoder"]["packets"]
+    assert (clock["resets"], clock["steps"]) == (0, 0)
+    assert clock["offset_s"] == pytest.approx(ROTATION.start_s, abs=20)
 
 
 def test_rows_and_fields_are_of_the_same_windows(files: Path):
@@ -118,6 +158,12 @@ def test_rows_and_fields_are_of_the_same_windows(files: Path):
         assert start_s < stamp_s < end_s
     for row, flow in zip(rows, content["flow"], strict=True):
         assert np.isfinite(flow).any() == (row["status"] == "ok")
+    settled = np.isfinite(content["flow"][..., 0])
+    assert (settled == (content["confidence"] > 0)).mean() > 0.999
+    assert content["confidence"].max() <= 1
+    assert not content["normal_flow"][~settled].any()
+    shares = [float(row["normal_share"]) for row in rows if row["normal_share"]]
+    assert content["normal_flow"].any() == any(shares)
 
 
 def test_the_error_is_that_of_the_kept_fields_against_the_simulation(files: Path):
@@ -271,6 +317,13 @@ def test_a_rotation_on_disk_as_text_is_a_truth_where_asked_for(data_dir: Path, t
         ("--flow-out {tmp}/f.npz", "--flow-out without --flow"),
         ("--flow-truth none", "--flow-truth without --flow"),
         ("--flow --flow-truth depth", "no depth images"),
+        ("--flow --flow-out {tmp}/f.txt", "f.txt: expected a name that ends in .npz"),
+        ("--flow --flow-out {tmp}/absent/f.npz", "absent/f.npz: there is no folder "),
+        ("--flow --flow-out /proc/f.npz", "evaluate: /proc/f.npz cannot be written: "),
+        ("--flow --json {tmp}", " is a folder; expected the name of a file"),
+        ("--flow --csv /proc/version/f.csv", "/proc/version is a file; expected a folder"),
+        ("--flow --flow-plot /proc/version", "/proc/version is a file; expected a folder"),
+        ("--flow --window-ms 1", "no flow field in "),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -280,6 +333,54 @@ def test_what_does_not_fit_is_one_line(
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_windows_without_a_field_say_what_they_lack(
+    rotation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "f.npz"
+    code, printed, err = run(capsys, rotation, "--flow", "--window-ms", 1, "--flow-out", out)
+    assert (code, printed) == (2, "")
+    assert re.search(
+        r": no flow field in \d+ windows \(\d+ too few events\): the fullest has [1-9]\d* events, "
+        r"expected at least 2,000: take longer windows \(--window-ms\)$",
+        err,
+    )
+    assert not out.exists()
+
+
+def test_places_are_looked_at_before_the_work(
+    rotation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def work(*_: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("event_binning_grad.pipeline_flow.warm_up", work)
+    for options in (
+        ["--flow-out", "/proc/f.npz"],
+        ["--json", str(tmp_path)],
+        ["--flow-plot", "/proc/version"],
+    ):
+        assert cli.main(["evaluate", str(rotation), "--flow", *options]) == 2
+
+
+def test_a_truth_that_is_not_asked_for_is_named(
+    uncalibrated: Path, objects: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    def hint(*arguments: object) -> str:
+        code, out, _ = run(capsys, *arguments, "--flow")
+        assert code == 0
+        lines = [line for line in out.splitlines() if line.startswith("compared with nothing; ")]
+        return lines[0] if lines else ""
+
+    boxes = data_dir / "ecd_boxes_rotation_window"
+    assert hint(boxes).endswith(
+        "motion.txt (constant) implies the flow of a camera that only turns: --flow-truth rotation"
+    )
+    assert hint(boxes, "--flow-truth", "none") == hint(boxes, "--flow-truth", "rotation") == ""
+    assert hint(objects) == ""
+    assert hint(objects, "--flow-raw").endswith("is on undistorted pixels: without --flow-raw")
+    assert hint(uncalibrated) == ""  # it holds no motion either
 
 
 @pytest.mark.parametrize("kind", ["rotation", "depth"])
@@ -310,7 +411,8 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     camera = Camera(346, 260, K, "equidistant", np.array(EQUIDISTANT["distortion_coeffs"]))
     events = Events.concatenate(list(simulate_rotation(camera, ConstantMotion(omega), 0.25)))
     signs = np.where(events.p, 1, -1)
-    write_mvsec(folder, np.stack([events.x, events.y, events.t / 1e9, signs], axis=1))
+    data = write_mvsec(folder, np.stack([events.x, events.y, events.t / 1e9, signs], axis=1))
+    write_frame_times(data, np.arange(8) / 30)
     write_camchain(folder / "camchain-imucam-indoor_flying.yaml")
     turn = Rotation.from_rotvec(0.05 * np.array(omega)).as_matrix()
     turned = camera.bearings.astype(np.float64) @ turn
@@ -328,10 +430,87 @@ def test_displacements_of_a_data_set_are_followed_through_the_fields(
     options = ["--flow", *(["--flow-raw"] if raw_pixels else []), "--json", tmp_path / "f"]
     code, out, _ = run(capsys, data_set, *options)
     assert code == 0
-    assert "true displacements" in out
+    assert "errors over 4 true displacements" in out
     figures = json.loads((tmp_path / "f").read_text())
     # The last frame has no end, and the others' events and fields are all there.
     assert figures["true_displacements_compared"] == 4
     assert figures["true_displacement_px"] == pytest.approx(11.5, abs=2.0)
     assert figures["epe_px"] < 0.5 * figures["true_displacement_px"]
     assert figures["epe_px_s"] == pytest.approx(20 * figures["epe_px"])
+    assert figures["dense_pixels_compared"] > figures["pixels_compared"]
+    assert figures["dense_epe_px"] < 0.5 * figures["dense_true_displacement_px"]
+
+
+@pytest.fixture(scope="module")
+def driving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sequence in DSEC's layout of a camera that turns: a true displacement over 100 ms on
+    rectified pixels, valid on every fourth of them."""
+    folder, omega = tmp_path_factory.mktemp("dsec"), (0.2, 0.5, 0.3)
+    write_calibration(write_dsec(folder), None)
+    info = open_recording(folder).calibration()
+    assert info is not None
+    camera = Camera.from_camera_info(info)
+    scene = make_scene("texture", pixel_rad=1 / 200)  # coarse, and painted soon
+    simulated = simulate_rotation(camera, ConstantMotion(omega), 0.11, scene=scene)
+    events = Events.concatenate(list(simulated))
+    write_dsec(folder, {"x": events.x, "y": events.y, "t": events.t // 1000, "p": events.p})
+    turn = Rotation.from_rotvec(0.1 * np.array(omega)).as_matrix()
+    end = camera.undistort(camera.project(undistorted_bearings(camera) @ turn))
+    flow = end - np.stack(np.meshgrid(np.arange(640), np.arange(480)), axis=-1)
+    valid = known(flow)
+    valid[1::2] = valid[:, 1::2] = False
+    image = np.dstack([flow * 128 + 32768, valid]).round()
+    image = np.where(valid[..., None], image, 0).astype(np.uint16)
+    (folder / "flow/forward").mkdir(parents=True)
+    write_png(folder / "flow/forward/000000.png", image)
+    times = folder / "flow/forward_timestamps.txt"
+    times.write_text(f"{T_OFFSET_US}, {T_OFFSET_US + 100_000}\n")
+    return folder
+
+
+def test_displacements_of_rectified_pixels(driving: Path):
+    result = evaluate_flow(driving, PipelineConfig(estimate="flow"))
+    assert result.undistorted
+    assert len(result.displacements) == 1
+    sparse, dense = result.errors()[""], result.errors()["dense_"]
+    assert sparse is not None
+    assert dense is not None
+    assert sparse.pixels < dense.pixels <= 640 * 480 / 4
+    assert dense.pixels > 0.8 * 640 * 480 / 4
+    for error in (sparse, dense):
+        assert error.true_px == pytest.approx(32, abs=6)
+        assert error.epe_px < 0.1 * error.true_px
+        assert error.outliers_1px >= error.outliers_2px >= error.outliers_3px
+    recording = open_recording(driving)
+    info = recording.calibration()
+    assert info is not None
+    hint = truth_hint(recording, Camera.from_camera_info(info), raw_pixels=True)
+    assert hint == "the recording's true flow is on undistorted pixels: without --flow-raw"
+
+
+def test_displacements_over_grey_frames(data_set: Path):
+    """Frames of 30 Hz: true displacements over one of them, and over four."""
+    over = {
+        frames: evaluate_flow(data_set, PipelineConfig(estimate="flow"), truth_frames=frames)
+        for frames in (1, 4)
+    }
+    counts = {frames: len(result.displacements) for frames, result in over.items()}
+    assert counts == {1: 6, 4: 1}  # until 0.2 s, where the last truth ends
+    one, four = over[1].error, over[4].error
+    assert one is not None
+    assert four is not None
+    assert one.true_px == pytest.approx(11.5 * 2 / 3, abs=1.5)
+    assert four.true_px == pytest.approx(4 * one.true_px, rel=0.15)
+    assert one.epe_px < 0.5 * one.true_px
+    assert four.epe_px < 0.3 * four.true_px
+
+
+def test_only_mvsec_has_grey_frames(rotation: Path, capsys: pytest.CaptureFixture[str]):
+    code, _, err = run(capsys, rotation, "--flow", "--flow-truth-frames", 4)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "expected a sequence of MVSEC with its flow" in err
+    for frames, kind in ((0, "recorded"), (1, "rotation")):
+        options = ["--flow", "--flow-truth-frames", frames, "--flow-truth", kind]
+        code, _, err = run(capsys, rotation, *options)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"{kind} flow over {frames} frames; expected recorded, and 1 or more" in err

@@ -33,8 +33,8 @@ from event_binning_grad.estimation.flow_contrast_cpu import CpuFlowContrast
 from event_binning_grad.estimation.flow_estimate import FlowConfig
 from event_binning_grad.estimation.flow_grid import NodeGrid, node_grid
 from event_binning_grad.estimation.iwe_grid import IweGrid
-from event_binning_grad.evaluation import bench_flow
-from event_binning_grad.evaluation.bench_egomotion import Settings
+from event_binning_grad.evaluation import bench_flow, bench_flow_simulated
+from event_binning_grad.evaluation.parts import Settings
 from event_binning_grad.events.types import Events
 
 Float32 = np.ndarray
@@ -276,7 +276,7 @@ def test_the_benchmark_says_that_there_is_no_device(capsys: pytest.CaptureFixtur
 
 
 def test_the_benchmark_measures_fields_one_after_the_other():
-    (row,) = bench_flow.cuda_rows(Settings(quick=True), ("cpu",))
+    (row,) = bench_flow_simulated.cuda_rows(Settings(quick=True), ("cpu",))
     assert (row.sensor, row.back_end) == ("346x260", "cpu")
     assert row.fields > 0
     assert row.fields_per_second == pytest.approx(1e3 / row.field_ms_mean)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +13,13 @@ import numpy as np
 import pytest
 
 from event_binning_grad.errors import EventBinningError
+from event_binning_grad.estimation.flow_estimate import FlowEstimate, FlowStatus
 from event_binning_grad.evaluation.flow_colours import colour_wheel, flow_to_rgb, typical_maximum
-from event_binning_grad.evaluation.flow_displacement import DisplacementScorer, displacement
+from event_binning_grad.evaluation.flow_displacement import (
+    DisplacementScorer,
+    displacement,
+    truths_over,
+)
 from event_binning_grad.evaluation.flow_file import FlowFile
 from event_binning_grad.evaluation.flow_metrics import (
     density,
@@ -51,6 +58,7 @@ def test_errors_of_four_pixels_by_hand():
     assert error.epe_px == pytest.approx(11.5 / 3)
     assert error.epe_px_s == pytest.approx((0 + 75 + 500) / 3)
     assert error.outliers_1px == pytest.approx(2 / 3)
+    assert error.outliers_2px == pytest.approx(1 / 3)
     assert error.outliers_3px == pytest.approx(1 / 3)
     assert error.true_px == pytest.approx((2 + 4 + 10) / 3)
     second = math.acos((4 * 5.5 + 1) / math.sqrt((16 + 1) * (5.5**2 + 1)))
@@ -282,12 +290,69 @@ def test_true_displacements_are_scored_over_their_own_time():
         scorer.take((start + 10) * MS, uniform(62.0, 0.0, 30, 40))
     scorer.finish()
     assert len(scorer.errors) == 3  # the last field, at 250 ms, stands for 60 ms
-    for error in scorer.errors:
+    for both in scorer.errors:
+        error, dense = both.error, both.dense_error
+        assert error is not None
         assert error.pixels == 20 * 8  # valid, and with events
         assert error.epe_px == pytest.approx(1.2, abs=1e-4)
         assert error.epe_px_s == pytest.approx(12.0, abs=1e-3)
         assert error.true_px == pytest.approx(5.0)
+        # Events or not: all but the columns from which the flow leads off the image, five or six.
+        assert dense.pixels in (20 * 34, 20 * 35)
+        assert dense.epe_px == pytest.approx(1.2, abs=1e-4)
     assert scorer.missed == 0
+
+
+def test_true_displacements_over_other_times():
+    """Of points that all turn about the image's middle, faster and faster: known exactly."""
+    x, y = np.meshgrid(np.arange(81) - 40.0, np.arange(81) - 40.0)
+
+    def turned(start_ms: float, end_ms: float) -> np.ndarray:
+        angle = 1e-5 * (end_ms**2 - start_ms**2)
+        cos, sin = math.cos(angle), math.sin(angle)
+        return np.stack([x * cos - y * sin - x, x * sin + y * cos - y], axis=-1).astype(np.float32)
+
+    times = [0, 40, 80, 120, 160, 210, 250]  # nothing is known of 160 to 170 ms
+    windows = np.array([*pairwise(times)], np.int64)
+    windows[4, 0] = 170
+
+    def read():
+        return ((turned(*window), np.hypot(x, y) < 38) for window in windows.tolist())
+
+    truths = FlowTruths(windows * MS, False, "made up", read)
+    wanted = np.array(
+        [[-5, 20], [10, 25], [30, 110], [110, 160], [150, 180], [170, 250], [200, 260]]
+    )
+    over = truths_over(truths, wanted * MS)
+    found = list(over)
+    assert [(t.start_ns // MS, t.end_ns // MS) for t in found] == [
+        (10, 25), (30, 110), (110, 160), (170, 250),
+    ]  # fmt: skip
+    assert (over.windows_ns == wanted[[1, 2, 3, 5]] * MS).all()
+    near = np.hypot(x, y) < 34
+    for truth in found:
+        assert truth.valid[near].all()
+        assert not truth.valid[np.hypot(x, y) > 39].any()
+        expected = turned(truth.start_ns / MS, truth.end_ns / MS)
+        # A way is taken as even within a truth, and at the nearest pixel.
+        assert np.abs(truth.flow_px - expected)[near].max() < 0.35
+        assert np.abs(truth.flow_px - expected)[near].mean() < 0.1
+
+
+def test_displacements_without_trusted_fields_are_missed_and_not_kept():
+    windows = np.array([[k * 100, k * 100 + 100] for k in range(20)], np.int64) * MS
+    true, valid = uniform(5.0, 0.0, 30, 40), np.ones((30, 40), bool)
+    scorer = DisplacementScorer(
+        FlowTruths(windows, False, "made up", lambda: iter([(true.copy(), valid)] * 20))
+    )
+    place = np.full((1, 2), 15, np.float32)
+    for t_ms in range(0, 2000, 20):
+        scorer.see(np.array([t_ms * MS]), place, (40, 30))
+        scorer.take(t_ms * MS, None if t_ms > 500 else uniform(50.0, 0.0, 30, 40))
+    assert len(scorer.errors) == 5
+    assert scorer.missed >= 12  # those of the last 120 ms may still be waiting
+    scorer.finish()
+    assert len(scorer.errors) + scorer.missed == 20
 
 
 # -------------------------------------------------------------------------------------- messages
@@ -334,39 +399,92 @@ def test_images_that_hold_something_else_are_refused():
 # ------------------------------------------------------------------------------------ file, colour
 
 
+def estimate_of(
+    flow: np.ndarray, stamp_ns: int = 0, status: FlowStatus = FlowStatus.OK
+) -> FlowEstimate:
+    known = np.isfinite(flow[..., 0])
+    confidence = np.where(known, 0.75, 0).astype(np.float32)
+    return FlowEstimate(
+        stamp_ns, stamp_ns - 10 * MS, stamp_ns + 20 * MS, 5000, 5000, flow, confidence,
+        known & (flow[..., 0] > 1), 2.0, 4, 4.0, status, 0.01,
+    )  # fmt: skip
+
+
 def test_fields_come_back_from_the_file(tmp_path: Path):
     rng = np.random.default_rng(0)
     flows = rng.normal(size=(5, 6, 8, 2)).astype(np.float32)
     flows[2, 3:, :, :] = np.nan
     stamps = 1_700_000_000 * 10**9 + np.arange(5) * 33_000_001
-    path = tmp_path / "new" / "flow.npz"
+    path = tmp_path / "flow.npz"
     with FlowFile(path) as file:
         for stamp_ns, flow in zip(stamps.tolist(), flows, strict=True):
-            file.add(stamp_ns, stamp_ns - 10 * MS, stamp_ns + 20 * MS, flow)
+            file.add(estimate_of(flow, stamp_ns))
         assert not path.exists()
     content = np.load(path)
-    assert content["flow"].dtype == np.float32
+    types = {"flow": "f4", "confidence": "f2", "normal_flow": "?"} | dict.fromkeys(
+        ("stamp_s", "window_start_s", "window_end_s"), "f8"
+    )
+    assert {name: content[name].dtype for name in content} == types
     np.testing.assert_array_equal(content["flow"], flows)
-    assert content["stamp_s"].dtype == np.float64
+    np.testing.assert_array_equal(content["confidence"], 0.75 * np.isfinite(flows[..., 0]))
+    np.testing.assert_array_equal(content["normal_flow"], flows[..., 0] > 1)
     assert content["stamp_s"] == pytest.approx(stamps / 1e9, abs=1e-6, rel=0)
     assert content["window_end_s"] - content["window_start_s"] == pytest.approx(0.03, abs=1e-6)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_field_without_trust_is_unknown_in_the_file(tmp_path: Path):
+    with FlowFile(tmp_path / "flow.npz") as file:
+        file.add(estimate_of(uniform(5.0, 0.0), status=FlowStatus.NO_STRUCTURE))
+    content = np.load(tmp_path / "flow.npz")
+    assert np.isnan(content["flow"]).all()
+    assert not content["confidence"].any()
+    assert not content["normal_flow"].any()
 
 
 def test_a_file_of_no_fields_has_none(tmp_path: Path):
     with FlowFile(tmp_path / "flow.npz"):
         pass
     content = np.load(tmp_path / "flow.npz")
-    assert len(content["stamp_s"]) == len(content["flow"]) == 0
+    assert len(content["stamp_s"]) == len(content["flow"]) == len(content["confidence"]) == 0
 
 
 def test_what_is_broken_off_leaves_no_file(tmp_path: Path):
     def write() -> None:
         with FlowFile(tmp_path / "flow.npz") as file:
-            file.add(0, 0, 1, uniform(0, 0))
-            file.add(1, 1, 2, uniform(0, 0, 4, 4))
+            file.add(estimate_of(uniform(0, 0)))
+            file.add(estimate_of(uniform(0, 0, 4, 4)))
 
-    with pytest.raises(EventBinningError, match=r"\[4, 4, 2\] after ones of \[6, 8, 2\]"):
+    with pytest.raises(EventBinningError, match=r"\[4, 4\] after ones of \[6, 8\]"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fields_are_not_held_in_memory(tmp_path: Path):
+    """40 fields of 1280x720 are 400 MB."""
+    field = estimate_of(uniform(1.0, 2.0, 720, 1280))
+    tracemalloc.start()
+    try:
+        with FlowFile(tmp_path / "flow.npz") as file:
+            for _ in range(40):
+                file.add(field)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "flow.npz").stat().st_size > 400e6
+    assert peak < 30e6
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path):
+    """The parts are opened on a device that is always full."""
+
+    def write() -> None:
+        with FlowFile(tmp_path / "flow.npz") as file, Path("/dev/full").open("wb+") as full:
+            file._parts["flow"] = full
+            for _ in range(3):
+                file.add(estimate_of(uniform(1.0, 2.0, 60, 80)))
+
+    with pytest.raises(EventBinningError, match=r"flow\.npz cannot be written: No space left"):
         write()
     assert list(tmp_path.iterdir()) == []
 

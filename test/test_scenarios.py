@@ -12,12 +12,12 @@ from rich.console import Console
 from event_binning_grad.config import PipelineConfig
 from event_binning_grad.estimation import EgomotionEstimate, Status
 from event_binning_grad.evaluation import baselines, scenarios
-from event_binning_grad.evaluation.bench_egomotion import scale_error
 from event_binning_grad.evaluation.methods import ask, by_lbfgs, by_pipeline
 from event_binning_grad.evaluation.metrics import (
     linear_velocity_error,
     normalised_squared_errors,
     normalised_squares,
+    scale_error,
     track_loss,
 )
 from event_binning_grad.evaluation.tables import as_json, column, print_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from event_binning_grad.commands.shared import load_camera, on_a_terminal
+from event_binning_grad.commands.shared import add_topic, check_places, load_camera, on_a_terminal
 from event_binning_grad.errors import ConfigError
 
 
@@ -48,6 +48,7 @@ def add_bias(commands: argparse._SubParsersAction) -> None:
         "recording", type=Path, nargs="?", metavar="RECORDING",
         help="study this recording besides simulated events",
     )  # fmt: skip
+    add_topic(command)
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the report")
     command.add_argument("--calib", type=Path, metavar="FILE", help="the recording's calibration")
     command.add_argument(
@@ -79,6 +80,7 @@ def add_bias(commands: argparse._SubParsersAction) -> None:
 def _bench(options: argparse.Namespace) -> int:
     from event_binning_grad.evaluation.bench import run_bench
 
+    check_places((options.json,))
     run_bench(
         options.json, options.sections, options.quick, options.part, options.poses, options.data
     )
@@ -93,11 +95,12 @@ def _bias(options: argparse.Namespace) -> int:
 
     from event_binning_grad.evaluation.bias_report import BiasConfig, bias_table, run_bias
 
+    check_places((), (options.out,))
     names = ("window_events", "windows", "points", "bin_size", "seed")
     config = BiasConfig(**{name: getattr(options, name) for name in names})
     if options.calib and not options.recording:
         raise ConfigError("--calib without a RECORDING; expected the recording that it is for")
-    camera = load_camera(options.calib, options.recording) if options.calib else None
+    camera = load_camera(options.calib, options.recording, options.topic) if options.calib else None
     pictures = find_spec("matplotlib") is not None
     sources = 1 if options.recording is None else 2
     with Progress(**on_a_terminal()) as bar:
@@ -105,6 +108,7 @@ def _bias(options: argparse.Namespace) -> int:
         studies = run_bias(
             options.out, options.recording, camera, config,
             progress=lambda lines: bar.advance(task, lines), pictures=pictures,
+            topic=options.topic,
         )  # fmt: skip
     console = Console()
     for study in studies:

@@ -6,18 +6,24 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from event_binning_grad.commands.shared import event_bar, load_camera, on_a_terminal
+from event_binning_grad.commands.shared import (
+    add_topic,
+    check_places,
+    event_bar,
+    load_camera,
+    on_a_terminal,
+    print_warnings,
+)
 from event_binning_grad.errors import ConfigError
 
 if TYPE_CHECKING:
     from event_binning_grad.config import PipelineConfig
-    from event_binning_grad.evaluation.evaluate import Evaluation
-    from event_binning_grad.evaluation.evaluate_flow import FlowEvaluation
 
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("evaluate", help="run the pipeline over a recording and score it")
     command.add_argument("recording", type=Path, metavar="RECORDING")
+    add_topic(command)
     command.add_argument(
         "--calib", type=Path, metavar="FILE",
         help="camera_info YAML or calib.txt (default: what the recording holds)",
@@ -60,12 +66,18 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         "true rotation implies, wrong where the camera translates near the scene",
     )  # fmt: skip
     flow.add_argument(
+        "--flow-truth-frames", type=int, metavar="N",
+        help="of MVSEC: displacements over N grey frames each, as the literature has them with 1 "
+        "and 4 (default: between depth images, for which the data set gives them)",
+    )  # fmt: skip
+    flow.add_argument(
         "--flow-raw", action="store_true",
         help="estimate on raw pixels though there is a calibration, which then gives the truth",
     )  # fmt: skip
     flow.add_argument(
         "--flow-out", type=Path, metavar="FILE.npz",
-        help="keep every field: stamp_s [T], flow [T, H, W, 2] in px/s (8 bytes a pixel and field)",
+        help="keep every field: stamp_s, window_start_s and window_end_s [T]; flow [T, H, W, 2] in "
+        "px/s, confidence and normal_flow [T, H, W] (11 bytes a pixel and field)",
     )  # fmt: skip
     flow.add_argument("--flow-plot", type=Path, metavar="DIR", help="write pictures of the flow")
     command.set_defaults(run=_evaluate)
@@ -111,6 +123,7 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
         "gain, evaluations and time a window.",
     )
     command.add_argument("recording", type=Path, metavar="RECORDING")
+    add_topic(command)
     command.add_argument("--calib", type=Path, metavar="FILE", help="as of evaluate")
     command.add_argument(
         "--window-events", type=int, default=20_000, metavar="N", help="default: %(default)s"
@@ -133,19 +146,21 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from event_binning_grad.commands.evaluation_tables import print_evaluation
     from event_binning_grad.evaluation.evaluate import evaluate
 
+    check_places((options.json, options.csv), (options.plot, options.flow_plot))
     if options.plot or options.flow_plot:
         from event_binning_grad.evaluation.plots import require_matplotlib
 
         require_matplotlib()  # before the work, not after it
     if options.flow:
         return _evaluate_flow(options)
-    for name in ("flow_truth", "flow_raw", "flow_out", "flow_plot"):
-        if getattr(options, name):
+    for name in ("flow_truth", "flow_truth_frames", "flow_raw", "flow_out", "flow_plot"):
+        if getattr(options, name) not in (None, False):
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} without --flow; expected --flow with it")
-    camera = load_camera(options.calib, options.recording) if options.calib else None
+    camera = load_camera(options.calib, options.recording, options.topic) if options.calib else None
     with event_bar() as bar:
         task = bar.add_task("evaluating", total=None)
         result = evaluate(
@@ -155,8 +170,10 @@ def _evaluate(options: argparse.Namespace) -> int:
             progress=lambda events: bar.advance(task, events),
             images=options.plot is not None,
             depth_topic=options.depth_topic,
+            topic=options.topic,
         )
-    _print_evaluation(result)
+    print_evaluation(result)
+    print_warnings(result.warnings, "evaluate")
     if options.json:
         result.write_json(options.json)
     if options.csv:
@@ -184,6 +201,7 @@ _OF_EGOMOTION_ALONE = {
 
 
 def _evaluate_flow(options: argparse.Namespace) -> int:
+    from event_binning_grad.commands.evaluation_tables import print_flow
     from event_binning_grad.config import PipelineConfig
     from event_binning_grad.evaluation.evaluate_flow import evaluate_flow
 
@@ -203,7 +221,7 @@ def _evaluate_flow(options: argparse.Namespace) -> int:
         "device": options.device,
     }
     settings = {name: value for name, value in asked.items() if value is not None}
-    camera = load_camera(options.calib, options.recording) if options.calib else None
+    camera = load_camera(options.calib, options.recording, options.topic) if options.calib else None
     with event_bar() as bar:
         task = bar.add_task("evaluating", total=None)
         result = evaluate_flow(
@@ -211,12 +229,15 @@ def _evaluate_flow(options: argparse.Namespace) -> int:
             PipelineConfig(estimate="flow", **settings),
             camera,
             truth=options.flow_truth or "recorded",
+            truth_frames=options.flow_truth_frames,
             raw_pixels=options.flow_raw,
             flow_out=options.flow_out,
             pictures=options.flow_plot is not None,
+            topic=options.topic,
             progress=lambda events: bar.advance(task, events),
         )
-    _print_flow(result)
+    print_flow(result)
+    print_warnings(result.warnings, "evaluate")
     if options.json:
         result.write_json(options.json)
     if options.csv:
@@ -238,14 +259,15 @@ def _compare(options: argparse.Namespace) -> int:
     from event_binning_grad.evaluation.compare import compare, rows_of
     from event_binning_grad.evaluation.tables import as_json, print_rows, report_console
 
+    check_places((options.json,))
     config = PipelineConfig(window_events=options.window_events, **_estimation(options))
-    camera = load_camera(options.calib, options.recording) if options.calib else None
+    camera = load_camera(options.calib, options.recording, options.topic) if options.calib else None
     pairs, solvers = options.pairs.split(","), options.solvers.split(",")
     with Progress(**on_a_terminal()) as bar:
         task = bar.add_task("comparing", total=rows_of(pairs, solvers))
         rows = compare(
             options.recording, config, camera, pairs=pairs, solvers=solvers,
-            windows=options.windows, depth_topic=options.depth_topic,
+            windows=options.windows, depth_topic=options.depth_topic, topic=options.topic,
             progress=lambda: bar.advance(task),
         )  # fmt: skip
     print_rows(
@@ -316,104 +338,3 @@ def _plane(text: str) -> tuple[float, ...]:
             f"--depth-plane {text!r}: expected four numbers nx,ny,nz,d, such as 0,0,1,1.5"
         )
     return numbers
-
-
-def _print_evaluation(result: Evaluation) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    figures = result.summary()
-    table = Table(title=figures["recording"], show_header=False)
-
-    def row(name: str, value: float | None, unit: str, digits: str = ",.2f") -> None:
-        table.add_row(name, "-" if value is None else f"{value:{digits}} {unit}".rstrip())
-
-    row("events", figures["events"], "", ",d")
-    row("duration", figures["duration_s"], "s")
-    row("windows", figures["windows"], "", ",d")
-    for status, count in figures["windows_by_status"].items():
-        if count and status != "ok":
-            row(f"  not trusted: {status}", count, "", ",d")
-    row("events used", 100 * figures["used_events_share"], "%", ",.1f")
-    for reason, count in figures["rejected_packets"].items():
-        row(f"  packets dropped: {reason}", count, "", ",d")
-    for reason, count in figures["unusable"].items():
-        if count:
-            row(f"  in the recording: {reason}", count, "", ",d")
-    row("throughput", figures["events_per_second"] / 1e6, "Mev/s")
-    row("time a window, p50", figures["window_ms_p50"], "ms")
-    row("time a window, p99", figures["window_ms_p99"], "ms")
-    row("passes over a window, mean", figures["iterations_mean"], "")
-    table.add_row("ground truth", figures["ground_truth"] or "none")
-    row("angular velocity RMS, an axis", figures["angular_velocity_rms_deg_s"], "deg/s")
-    per_axis = figures["angular_velocity_rms_per_axis_deg_s"]
-    for axis, value in zip("xyz", per_axis or (), strict=False):
-        row(f"  about {axis}", value, "deg/s")
-    row("normalised squared error, 3 is ideal", figures["nees_mean"], "")
-    if figures["linear_velocity_rms_m_s"] is not None:
-        row("linear velocity RMS, an axis", figures["linear_velocity_rms_m_s"], "m/s", ",.3f")
-        row("  of the true speed's", figures["linear_velocity_rms_percent"], "%", ",.1f")
-        per_axis = figures["linear_velocity_rms_per_axis_m_s"]
-        for axis, value in zip("xyz", per_axis, strict=True):
-            row(f"  along {axis}", value, "m/s", ",.3f")
-        row("  normalised squared error", figures["linear_nees_mean"], "")
-    Console().print(table)
-
-
-def _print_flow(result: FlowEvaluation) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    figures = result.summary()
-    table = Table(title=figures["recording"], show_header=False)
-
-    def row(name: str, value: float | None, unit: str, digits: str = ",.2f") -> None:
-        table.add_row(name, "-" if value is None else f"{value:{digits}} {unit}".rstrip())
-
-    def errors(prefix: str) -> None:
-        row("  end-point error", figures[f"{prefix}epe_px"], "px over the window", ",.3f")
-        row("  of a true displacement of", figures[f"{prefix}true_displacement_px"], "px")
-        row("  end-point error", figures[f"{prefix}epe_px_s"], "px/s", ",.1f")
-        row("  angular error", figures[f"{prefix}angular_error_deg"], "deg")
-        row("  off by more than 1 px", figures[f"{prefix}outliers_1px_percent"], "%")
-        row("  off by more than 3 px", figures[f"{prefix}outliers_3px_percent"], "%")
-
-    row("events", figures["events"], "", ",d")
-    row("duration", figures["duration_s"], "s")
-    row("flow fields", figures["fields"], "", ",d")
-    for status, count in figures["windows_by_status"].items():
-        if status != "ok":
-            row(f"  not trusted: {status}", count, "", ",d")
-    table.add_row("on", "undistorted pixels" if result.undistorted else "raw pixels")
-    row("window, p50", figures["window_ms_p50"], "ms", ",.1f")
-    row("fields a second of computing", figures["fields_per_second"], "", ",.1f")
-    row("time a field, p50", figures["field_ms_p50"], "ms")
-    row("time a field, p99", figures["field_ms_p99"], "ms")
-    row("events used", 100 * figures["used_events_share"], "%", ",.1f")
-    for reason, count in figures["rejected_packets"].items():
-        row(f"  packets dropped: {reason}", count, "", ",d")
-    row("density", _percent(figures["density"]), "% of the pixels with events", ",.1f")
-    row("  only across the edges", _percent(figures["normal_flow_share"]), "% of these", ",.1f")
-    row("flow warp loss, mean", figures["flow_warp_loss_mean"], "", ",.3f")
-    row("  least", figures["flow_warp_loss_min"], "", ",.3f")
-    table.add_row("compared with", figures["flow_truth"] or "nothing")
-    if result.error is not None:
-        if figures["true_displacements_compared"]:
-            row("true displacements", figures["true_displacements_compared"], "", ",d")
-        row("pixels with events", figures["pixels_compared"], "", ",d")
-        errors("")
-        if figures["true_flow_warp_loss_mean"] is not None:
-            row("  flow warp loss of the truth", figures["true_flow_warp_loss_mean"], "", ",.3f")
-        if figures["moving_pixels_compared"]:
-            row("of what moves by itself", figures["moving_pixels_compared"], "pixels", ",d")
-            errors("moving_")
-        if figures["normal_flow_share"] and figures["full_pixels_compared"]:
-            row("where the whole flow is known", figures["full_pixels_compared"], "pixels", ",d")
-            errors("full_")
-    Console().print(table)
-    if not result.undistorted:
-        print("raw pixels: no calibration is used, so the lens' distortion is in the flow")
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +20,27 @@ EXIT_FAILED = 1  # the command ran, and its result is not what it must be
 EXIT_BAD_INPUT = 2
 
 
-def load_camera(calibration: Path, recording: Path | None = None) -> Camera:
+def add_topic(parser: argparse.ArgumentParser) -> None:
+    """The option that chooses the events of a recording that holds several cameras."""
+    parser.add_argument(
+        "--topic", metavar="TOPIC",
+        help="of the events, where a bag holds several; or the camera (AEDAT4: its name, MVSEC and "
+        "DSEC: left or right)",
+    )  # fmt: skip
+
+
+def print_warnings(warnings: Iterable[str], command: str) -> None:
+    """A line each on standard error."""
+    for warning in warnings:
+        print(f"event-binning-grad {command}: warning: {warning}", file=sys.stderr)
+
+
+def load_camera(
+    calibration: Path, recording: Path | None = None, topic: str | None = None
+) -> Camera:
     """The camera of a camera_info YAML, or of a calib.txt with the sensor size of a recording.
+
+    topic: of the events, see open_recording.
 
     Raises:
         CalibrationError, RecordingError: the file cannot be read, or gives no sensor size.
@@ -31,10 +53,25 @@ def load_camera(calibration: Path, recording: Path | None = None) -> Camera:
     if recording is not None:
         from event_binning_grad.events.recordings import open_recording
 
-        opened = open_recording(recording)
+        opened = open_recording(recording, topic)
         if opened.width and opened.height:
             size = (opened.width, opened.height)
     return Camera.from_calib_txt(calibration, size)
+
+
+def check_places(files: Iterable[Path | None], folders: Iterable[Path | None] = ()) -> None:
+    """Raises ConfigError, one line, where a report could not be written: before the work, not after
+    it. Folders that are not there will be made."""
+    wanted = [(path, path.parent) for path in files if path is not None]
+    for path, _ in wanted:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder; expected the name of a file")
+    for path, folder in [*wanted, *((path, path) for path in folders if path is not None)]:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise ConfigError(f"{path}: {there} is a file; expected a folder")
+        if not os.access(there, os.W_OK):
+            raise ConfigError(f"{path}: nothing can be written to {there}: choose another place")
 
 
 def require_ros(packages: Sequence[str] = ("rclpy", "event_camera_msgs")) -> None:

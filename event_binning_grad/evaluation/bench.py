@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from event_binning_grad.errors import ConfigError
 from event_binning_grad.evaluation.bench_decoding import bench_decoding
-from event_binning_grad.evaluation.bench_egomotion import PARTS, Settings, bench_egomotion
+from event_binning_grad.evaluation.bench_egomotion import PARTS, bench_egomotion
 from event_binning_grad.evaluation.bench_egomotion_cuda import bench_cuda
 from event_binning_grad.evaluation.bench_flow import FLOW_PARTS, bench_flow
 from event_binning_grad.evaluation.bench_load import bench_load
 from event_binning_grad.evaluation.bench_operator import QUICK, Plan
 from event_binning_grad.evaluation.bench_operator_report import bench_operator
 from event_binning_grad.evaluation.machine import machine
+from event_binning_grad.evaluation.parts import Settings
 from event_binning_grad.evaluation.tables import report_console
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def run_bench(
         quick: measure less, to see that everything works.
         parts: of the egomotion and flow sections, names of SECTION_PARTS; none for all of them.
         poses, data: a measured hand-held track, and a folder of recordings, see
-            bench_egomotion.Settings.
+            parts.Settings.
 
     Raises:
         ConfigError: no such section, part of the sections, or folder.

@@ -17,7 +17,7 @@ from event_binning_grad.events.types import NS_PER_MS, EventPacket, Events, Head
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from event_binning_grad.evaluation.bench_egomotion import Settings
+    from event_binning_grad.evaluation.parts import Settings
 
 WIDTH, HEIGHT = 1280, 720
 MEV_S = 50.0  # the most that a Prophesee HD sensor was seen to send

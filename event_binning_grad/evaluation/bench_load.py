@@ -19,7 +19,7 @@ from event_binning_grad.events.types import NS_PER_MS, NS_PER_S, Events
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from event_binning_grad.evaluation.bench_egomotion import Settings
+    from event_binning_grad.evaluation.parts import Settings
 
 _SIZE = (1280, 720)
 _RATE = 10e6

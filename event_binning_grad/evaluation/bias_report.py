@@ -111,6 +111,7 @@ def run_bias(
     config: BiasConfig | None = None,
     progress: Callable[[int], None] = lambda lines: None,
     pictures: bool = True,
+    topic: str | None = None,
 ) -> list[Study]:
     """Studies simulated windows, and a recording's; writes bias.json, bias.csv and the pictures.
 
@@ -121,6 +122,7 @@ def run_bias(
         config: how much to study.
         progress: called with the number of lines done since the last call.
         pictures: draw them; needs matplotlib.
+        topic: of the recording's events, where it holds several.
 
     Raises:
         ConfigError: pictures without matplotlib.
@@ -132,7 +134,7 @@ def run_bias(
     amount = (config.windows, config.window_events)
     sources: list[tuple[str, Camera, list[Window]]] = []
     if recording is not None:  # first, because this is where something can be wrong
-        its_camera, found = recorded_windows(recording, *amount, camera)
+        its_camera, found = recorded_windows(recording, *amount, camera, topic)
         sources.append((str(recording.absolute()), its_camera, list(found)))
     its_camera, found = simulated_windows(*amount, config.seed)
     sources.insert(0, (SIMULATED, its_camera, list(found)))

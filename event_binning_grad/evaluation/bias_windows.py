@@ -74,17 +74,22 @@ def simulated_windows(
 
 
 def recorded_windows(
-    path: Path, count: int, window_events: int, camera: Camera | None = None
+    path: Path,
+    count: int,
+    window_events: int,
+    camera: Camera | None = None,
+    topic: str | None = None,
 ) -> tuple[Camera, Iterator[Window]]:
     """The camera of a recording, and its first windows whose motion can be estimated.
 
     The motion is what `EgomotionEstimator` finds, with its acceleration: lines need to run through
-    the peak of the contrast, and not every recording has a true motion.
+    the peak of the contrast, and not every recording has a true motion. topic: of the events, where
+    a bag holds several.
 
     Raises:
         RecordingError: no recording, no calibration, no window that can be estimated.
     """
-    recording = open_recording(path)
+    recording = open_recording(path, topic)
     camera = camera or recorded_camera(recording)
 
     def windows() -> Iterator[Window]:

@@ -93,6 +93,7 @@ def compare(
     solvers: Sequence[str] = (NEWTON, *METHODS),
     windows: int = 10,
     depth_topic: str | None = None,
+    topic: str | None = None,
     progress: Callable[[], None] | None = None,
 ) -> list[ComparisonRow]:
     """Solves windows one after the other, each started where the last one points.
@@ -107,7 +108,7 @@ def compare(
         pairs: binning+reconstruction, by their names; the raw gradient has no reconstruction.
         solvers: NEWTON (the estimator's own) and METHODS of scipy on value and gradient.
         windows: how many windows are compared.
-        depth_topic: of depth images, where a bag holds several.
+        depth_topic, topic: of depth images, and of the events, where a bag holds several.
         progress: called after every row.
 
     Raises:
@@ -120,7 +121,7 @@ def compare(
     for solver in solvers:
         if solver not in (NEWTON, *METHODS):
             raise ConfigError(f"solver {solver!r}: expected one of {', '.join((NEWTON, *METHODS))}")
-    recording = open_recording(path)
+    recording = open_recording(path, topic)
     camera = camera or recorded_camera(recording)
     truth = recording.ground_truth()
     chosen = read_windows(recording, config, camera, windows + 1, truth, depth_topic)

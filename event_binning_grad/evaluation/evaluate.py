@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from event_binning_grad.config import PipelineConfig
 from event_binning_grad.errors import PacketError, RecordingError
 from event_binning_grad.estimation import EgomotionEstimate
+from event_binning_grad.evaluation.figures import mean, percentile
 from event_binning_grad.evaluation.metrics import (
     AngularVelocityError,
     Float64,
@@ -28,6 +29,7 @@ from event_binning_grad.evaluation.metrics import (
     trusted,
 )
 from event_binning_grad.evaluation.sensor_feed import SensorFeed, open_feed, parts
+from event_binning_grad.evaluation.stream_figures import stream_figures
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.recordings import Recording, open_recording
 from event_binning_grad.events.types import EventPacket, Events
@@ -49,6 +51,11 @@ _SETTINGS = (
     "motion_model", "angular_acceleration", "window_events", "window_ms", "window_px",
     "adaptive_windows", "output_rate_hz", "max_events", "objective", "binning", "reconstruction",
     "gradient", "depth", "imu", "device",
+)  # fmt: skip
+# What the pipeline's counters say of windows, by their own names.
+_COUNTERS = (
+    "window_events", "used_events", "hot_pixel_events", "depthless_events", "skipped_events",
+    "skipped_windows", "discarded_events", "uncalibrated_events", "unaided_windows", "searches",
 )  # fmt: skip
 
 
@@ -73,6 +80,7 @@ class Evaluation:
         images: [height, width] event images of the fastest trusted window, as it came and
             motion-compensated; None unless asked for.
         unusable: what the reader could not use, by reason.
+        warnings: what is wrong with the recording as such, a line each.
         rejections: messages of packets that were dropped, with how often each came.
     """
 
@@ -90,6 +98,7 @@ class Evaluation:
     counters: PipelineCounters
     images: tuple[EventImage, EventImage] | None
     unusable: dict[str, int]
+    warnings: list[str]
     rejections: Counter[str]
 
     def summary(self) -> dict[str, Any]:
@@ -112,23 +121,20 @@ class Evaluation:
             "linear_velocity_rms_percent": linear and linear.percent,
             "true_linear_velocity_rms_m_s": linear and linear.true_rms_m_s,
             "linear_velocities_compared": linear.compared if linear else 0,
-            "nees_mean": _mean(self.squares),
-            "linear_nees_mean": _mean(self.linear_squares),
+            "nees_mean": mean(self.squares),
+            "linear_nees_mean": mean(self.linear_squares),
             "ground_truth": self.truth and self.truth.source,
             "events_per_second": self.events / self.pipeline_s,
-            "window_ms_p50": _percentile(window_ms, 50),
-            "window_ms_p99": _percentile(window_ms, 99),
-            "iterations_mean": float(np.mean(iterations)) if iterations else None,
+            "window_ms_p50": percentile(window_ms, 50),
+            "window_ms_p99": percentile(window_ms, 99),
+            "iterations_mean": mean(iterations),
             **{name: getattr(self.config, name) for name in _SETTINGS},
             "used_events_share": self.counters.used_events / max(1, self.events),
-            "searches": self.counters.searches,
-            "skipped_events": self.counters.skipped_events,
-            "hot_pixel_events": self.counters.hot_pixel_events,
-            "discarded_events": self.counters.discarded_events,
-            "discontinuities": self.counters.discontinuities,
+            **{name: getattr(self.counters, name) for name in _COUNTERS},
             "unusable": self.unusable,
+            "warnings": self.warnings,
             "rejected_packets": dict(self.rejections),
-            "decoder": asdict(self.counters.decoder),
+            **stream_figures(self.counters),
         }
 
     def write_json(self, path: Path) -> None:
@@ -162,6 +168,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     images: bool = False,
     depth_topic: str | None = None,
+    topic: str | None = None,
 ) -> Evaluation:
     """Runs the pipeline over a recording.
 
@@ -171,7 +178,7 @@ def evaluate(
         camera: the calibration; None takes the one that the recording holds.
         progress: called with the number of events since the last call.
         images: keep the event images of one window.
-        depth_topic: of depth images, where a bag holds several.
+        depth_topic, topic: of depth images, and of the events, where a bag holds several.
 
     A plane (config.depth "plane") is moved by the recording's poses, or by its true velocities;
     only where there is neither by the estimates themselves.
@@ -181,7 +188,7 @@ def evaluate(
             sensor that the configuration needs.
         CalibrationError: the calibration is bad.
     """
-    recording = open_recording(path)
+    recording = open_recording(path, topic)
     camera = camera or recorded_camera(recording)
     truth = recording.ground_truth()
     first_ns = _first_ns(recording)
@@ -233,6 +240,7 @@ def evaluate(
         counters,
         gallery.images if gallery else None,
         recording.unusable(),
+        recording.warnings(),
         rejections,
     )
 
@@ -291,14 +299,6 @@ def recorded_camera(recording: Recording) -> Camera:
 
 def _cell(value: float) -> str:
     return f"{value:.9g}" if np.isfinite(value) else ""
-
-
-def _mean(values: Float64) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def _percentile(values: list[float], percent: float) -> float | None:
-    return float(np.percentile(values, percent)) if values else None
 
 
 def _parent(path: Path) -> Path:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from event_binning_grad import pipeline_flow
 from event_binning_grad.config import PipelineConfig
@@ -23,272 +19,18 @@ from event_binning_grad.estimation import Depth, EgomotionEstimate
 from event_binning_grad.estimation.flow_estimate import FlowEstimate
 from event_binning_grad.evaluation.flow_displacement import DisplacementScorer
 from event_binning_grad.evaluation.flow_file import FlowFile
-from event_binning_grad.evaluation.flow_metrics import (
-    FlowError,
-    density,
-    event_pixels,
-    flow_error,
-    flow_warp_loss,
-    known,
-    pooled,
-    vote,
-    warped,
-)
+from event_binning_grad.evaluation.flow_metrics import known, vote, warped
+from event_binning_grad.evaluation.flow_report import FlowEvaluation, FlowPictures
+from event_binning_grad.evaluation.flow_score import FlowScorer, FlowWindow
 from event_binning_grad.evaluation.sensor_feed import parts
-from event_binning_grad.evaluation.true_flow import TrueField, TrueFlow, open_true_flow
+from event_binning_grad.evaluation.true_flow import TrueField, TrueFlow, open_true_flow, truth_hint
 from event_binning_grad.events import decoder
 from event_binning_grad.events.flow_truth import FlowTruths
 from event_binning_grad.events.recordings import Recording, open_recording
 from event_binning_grad.events.types import NS_PER_S, Events
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import Pipeline
-from event_binning_grad.pipeline_flow import FlowCounters, FlowStage
-
-Float32 = npt.NDArray[np.float32]
-
-# What the configuration says of flow, by its own names.
-_SETTINGS = (
-    "flow_rate_hz", "flow_window_ms", "flow_window_px", "flow_min_events", "flow_max_events",
-    "gradient", "device",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FlowWindow:
-    """The figures of one field.
-
-    Attributes:
-        stamp_ns, window_start_ns, window_end_ns: on the recording's clock.
-        events, used_events: of the window, and those of them that were looked at.
-        status: why the field is not to be trusted, or "ok"; without trust there are no figures.
-        density: share of the pixels with events whose flow is known.
-        normal_share: share of the pixels with known flow where it is only the part across the
-            edges.
-        flow_warp_loss: sharpness of the compensated events over that of the events as they came,
-            see `flow_warp_loss`.
-        true_flow_warp_loss: the same of the true flow; NaN without truth.
-        error: against the truth over the pixels with events; None without truth.
-        moving_error: the same over those of them where something moves by itself.
-        full_error: the same over those of them where the whole flow is known, not the normal part.
-        speed_px_s: that 95 % of the events do not exceed.
-        iterations, full_passes, solve_time_s: what it took.
-    """
-
-    stamp_ns: int
-    window_start_ns: int
-    window_end_ns: int
-    events: int
-    used_events: int
-    status: str
-    density: float = math.nan
-    normal_share: float = math.nan
-    flow_warp_loss: float = math.nan
-    true_flow_warp_loss: float = math.nan
-    error: FlowError | None = None
-    moving_error: FlowError | None = None
-    full_error: FlowError | None = None
-    speed_px_s: float = math.nan
-    iterations: int = 0
-    full_passes: float = 0.0
-    solve_time_s: float = math.nan
-
-    @property
-    def span_s(self) -> float:
-        """What the window spans, s."""
-        return (self.window_end_ns - self.window_start_ns) / NS_PER_S
-
-
-@dataclass(frozen=True, eq=False)
-class FlowPictures:
-    """One window: images [H, W] of its events as they came and compensated, its flow [H, W, 2] in
-    px/s and the true one, if known."""
-
-    raw: Float32
-    compensated: Float32
-    flow: Float32
-    truth: Float32 | None
-    window: FlowWindow
-
-
-@dataclass(frozen=True)
-class FlowEvaluation:
-    """What the pipeline's flow made of a recording.
-
-    Attributes:
-        recording: its path.
-        config: the pipeline's parameters.
-        undistorted: whether the flow is on undistorted pixels, or on the sensor's own.
-        events: events decoded.
-        duration_s: what the events span.
-        pipeline_s: time spent in the pipeline, reading and scoring apart.
-        windows: one a field.
-        displacements: errors of the true displacements of a data set, over their own times; else
-            empty, and the errors are the windows'.
-        displacements_missed: true displacements without fields around them to compare.
-        truth: what the flow is compared with, or None.
-        counters: what became of the events.
-        pictures: of the trusted window whose flow varies most over the image, if asked for.
-        rejections: messages of packets that were dropped, with how often each came.
-    """
-
-    recording: str
-    config: PipelineConfig
-    undistorted: bool
-    events: int
-    duration_s: float
-    pipeline_s: float
-    windows: list[FlowWindow]
-    displacements: list[FlowError]
-    displacements_missed: int
-    truth: str | None
-    counters: FlowCounters
-    pictures: FlowPictures | None
-    rejections: Counter[str]
-
-    @property
-    def error(self) -> FlowError | None:
-        """Over all trusted fields, or all true displacements; None without truth."""
-        fields_errors = (w.error for w in self.windows if w.status == "ok")
-        return pooled(self.displacements or fields_errors)
-
-    def summary(self) -> dict[str, Any]:
-        """The figures as plain numbers and strings, keys with units, ready for JSON."""
-        good = [window for window in self.windows if window.status == "ok"]
-        solve_ms = [1e3 * window.solve_time_s for window in good]
-        warp_loss = _finite(window.flow_warp_loss for window in good)
-        return {
-            "recording": self.recording,
-            "events": self.events,
-            "duration_s": self.duration_s,
-            "fields": len(good),
-            "windows_by_status": dict(Counter(window.status for window in self.windows)),
-            "undistorted_pixels": self.undistorted,
-            "flow_truth": self.truth,
-            "true_displacements_compared": len(self.displacements),
-            "true_displacements_missed": self.displacements_missed,
-            **_error_figures("", self.error),
-            **_error_figures("moving_", pooled(window.moving_error for window in good)),
-            **_error_figures("full_", pooled(window.full_error for window in good)),
-            "density": _mean(window.density for window in good),
-            "normal_flow_share": _mean(window.normal_share for window in good),
-            "flow_warp_loss_mean": _mean(warp_loss),
-            "flow_warp_loss_min": min(warp_loss, default=None),
-            "true_flow_warp_loss_mean": _mean(window.true_flow_warp_loss for window in good),
-            "window_ms_p50": _percentile([1e3 * window.span_s for window in good], 50),
-            "speed_px_s_mean": _mean(window.speed_px_s for window in good),
-            "events_per_second": self.events / self.pipeline_s,
-            "fields_per_second": len(good) / self.pipeline_s,
-            "field_ms_p50": _percentile(solve_ms, 50),
-            "field_ms_p99": _percentile(solve_ms, 99),
-            "full_passes_mean": _mean(window.full_passes for window in good),
-            **{name: getattr(self.config, name) for name in _SETTINGS},
-            "used_events_share": self.counters.used_events / max(1, self.events),
-            "skipped_events": self.counters.skipped_events,
-            "discarded_events": self.counters.discarded_events,
-            "rejected_packets": dict(self.rejections),
-        }
-
-    def write_json(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.summary(), indent=2) + "\n")
-
-    def write_csv(self, path: Path) -> None:
-        """A row a window; cells of what is not known are empty."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        own = [f.name for f in fields(FlowWindow) if f.name not in _OF_ERRORS]
-        with path.open("w", newline="") as file:
-            rows = csv.writer(file)
-            errors = [f"{prefix}{f.name}" for prefix in ("", "moving_") for f in fields(FlowError)]
-            rows.writerow([*(name.replace("_ns", "_s") for name in own), *errors])
-            for window in self.windows:
-                cells = [_cell(name, getattr(window, name)) for name in own]
-                for error in (window.error, window.moving_error):
-                    cells += [
-                        "" if error is None else _cell(f.name, getattr(error, f.name))
-                        for f in fields(FlowError)
-                    ]
-                rows.writerow(cells)
-
-
-_OF_ERRORS = ("error", "moving_error", "full_error")
-
-
-class FlowScorer:
-    """Scores fields of one sensor.
-
-    Args:
-        size: width and height of the sensor in pixels.
-        camera: its calibration, if the fields are on its undistorted pixels; None: on raw ones.
-        truth: what they are compared with.
-    """
-
-    def __init__(
-        self, size: tuple[int, int], camera: Camera | None = None, truth: TrueFlow | None = None
-    ) -> None:
-        self.size, self._truth = size, truth
-        columns, rows = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
-        self._table = np.stack([columns, rows], axis=-1).astype(np.float32)
-        if camera is not None:
-            self._table = camera.undistorted_pixels.astype(np.float32)
-
-    def coords(self, events: Events) -> Float32:
-        """[N, 2] (x, y) of events on the pixels of the fields; NaN where they have no place."""
-        return self._table[events.y, events.x]
-
-    def score(
-        self, events: Events, estimate: FlowEstimate, clock_offset_ns: int = 0
-    ) -> tuple[FlowWindow, TrueField | None]:
-        """The figures of a field of full resolution, with the truth that it was compared with.
-
-        Args:
-            events: those of its window.
-            estimate: the field.
-            clock_offset_ns: what to add to the events' times for that of the field.
-
-        Raises:
-            ValueError: the field is not of full resolution.
-            RecordingError: the truth is of another size.
-        """
-        if estimate.flow.shape != (self.size[1], self.size[0], 2):
-            found, expected = list(estimate.flow.shape), [self.size[1], self.size[0], 2]
-            raise ValueError(f"flow is {found}, expected {expected}")
-        window = FlowWindow(
-            estimate.stamp_ns, estimate.window_start_ns, estimate.window_end_ns,
-            estimate.events, estimate.used_events, estimate.status.value,
-            iterations=estimate.iterations, full_passes=estimate.full_passes,
-            solve_time_s=estimate.solve_time_s,
-        )  # fmt: skip
-        if not estimate.status.ok:
-            return window, None
-        flow, coords = estimate.flow, self.coords(events)
-        offset_s = (events.t + (clock_offset_ns - estimate.stamp_ns)) / NS_PER_S
-        where = event_pixels(coords, *self.size)
-        settled = known(flow) & where
-        truth = None if self._truth is None else self._truth.at(estimate.stamp_ns)
-        if truth is not None and truth.flow.shape != flow.shape:
-            raise RecordingError(
-                f"true flow of {list(truth.flow.shape)}, expected {list(flow.shape)}: the sensor's"
-            )
-        window = replace(
-            window,
-            density=density(flow, where),
-            normal_share=_share(estimate.normal_flow, settled),
-            flow_warp_loss=flow_warp_loss(coords, offset_s, flow),
-            speed_px_s=estimate.speed_px_s,
-        )
-        if truth is None:
-            return window, None
-        moving = None
-        if truth.moving is not None:
-            moving = flow_error(flow, truth.flow, window.span_s, where & truth.moving)
-        window = replace(
-            window,
-            true_flow_warp_loss=flow_warp_loss(coords, offset_s, truth.flow),
-            error=flow_error(flow, truth.flow, window.span_s, where),
-            moving_error=moving,
-            full_error=flow_error(flow, truth.flow, window.span_s, where & ~estimate.normal_flow),
-        )
-        return window, truth
+from event_binning_grad.pipeline_flow import FlowStage
 
 
 def evaluate_flow(
@@ -297,9 +39,11 @@ def evaluate_flow(
     camera: Camera | None = None,
     *,
     truth: str | TrueFlow = "recorded",
+    truth_frames: int | None = None,
     raw_pixels: bool = False,
     flow_out: Path | None = None,
     pictures: bool = False,
+    topic: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> FlowEvaluation:
     """Runs the pipeline's flow, and no egomotion, over a recording.
@@ -309,34 +53,39 @@ def evaluate_flow(
         config: the pipeline's parameters; the fields are made at full resolution.
         camera: the calibration; None takes the recording's. Where there is none the flow is on raw
             pixels.
-        truth: what to compare with: see `open_true_flow`; or a truth of one's own.
+        truth, truth_frames: what to compare with: see `open_true_flow`; or a truth of one's own.
         raw_pixels: estimate on raw pixels though there is a calibration.
         flow_out: keep every field in this .npz, see `FlowFile`; those without trust as NaN.
         pictures: keep what a picture shows of the window whose flow varies most over the image.
+        topic: of the events, where a bag holds several.
         progress: called with the number of events since the last call.
 
     Raises:
-        RecordingError: the recording cannot be read, holds no events, or lacks what the truth asked
-            for is made of.
-        ConfigError: the truth is not to be had on raw pixels.
+        RecordingError: the recording cannot be read, holds no events, or none that a field could be
+            estimated from, or lacks what the truth asked for is made of.
+        ConfigError: there is no such truth, or flow_out is no name for an .npz.
         CalibrationError: the calibration is bad.
+        EventBinningError: flow_out cannot be written.
     """
-    recording = open_recording(path)
-    if camera is None:
-        info = recording.calibration()
-        camera = None if info is None else Camera.from_camera_info(info)
-    of_pixels = None if raw_pixels else camera
-    found = truth
-    if isinstance(found, str):
-        found = open_true_flow(found, recording, camera, of_pixels is None)
     config = replace(config, estimate="flow", flow_stride=1)
-    decoder.warm_up()
-    pipeline_flow.warm_up(config)
-    tap = _Tap(FlowStage(config))
-    pipeline = Pipeline(config, of_pixels, tap)
-    rejections: Counter[str] = Counter()
-    spent_s, reported = 0.0, 0
     with FlowFile(flow_out) if flow_out is not None else nullcontext() as file:
+        recording = open_recording(path, topic)
+        if camera is None:
+            info = recording.calibration()
+            camera = None if info is None else Camera.from_camera_info(info)
+        of_pixels = None if raw_pixels else camera
+        found = truth
+        if isinstance(found, str):
+            found = open_true_flow(found, recording, camera, of_pixels is None, truth_frames)
+        hint = ""
+        if truth == "recorded" and found is None:
+            hint = truth_hint(recording, camera, of_pixels is None)
+        decoder.warm_up()
+        pipeline_flow.warm_up(config)
+        tap = _Tap(FlowStage(config))
+        pipeline = Pipeline(config, of_pixels, tap)
+        rejections: Counter[str] = Counter()
+        spent_s, reported = 0.0, 0
         notes = _Notes(of_pixels, found, file, _Gallery() if pictures else None)
         for packet in _packets_and_end(recording):
             began = time.perf_counter()
@@ -353,9 +102,13 @@ def evaluate_flow(
                 progress(pipeline.counters.events - reported)
                 reported = pipeline.counters.events
         notes.finish()
+        why = f": {next(iter(rejections))}" if rejections else ""
         if not pipeline.counters.events:  # and so there is no file either
-            why = f": {next(iter(rejections))}" if rejections else ""
             raise RecordingError(f"{path}: no events could be read, expected an event stream{why}")
+        if not notes.windows and rejections:
+            raise RecordingError(f"{path}: no packet could be used{why}")
+        if not any(window.status == "ok" for window in notes.windows):
+            raise RecordingError(f"{path}: {_no_field(notes.windows, config, pipeline)}")
     return FlowEvaluation(
         str(path),
         config,
@@ -367,10 +120,31 @@ def evaluate_flow(
         notes.displacements.errors if notes.displacements else [],
         notes.displacements.missed if notes.displacements else 0,
         found.source if found else None,
+        hint,
+        pipeline.counters,
         tap.stage.counters,
         notes.gallery.pictures if notes.gallery else None,
+        recording.unusable(),
+        recording.warnings(),
         rejections,
     )
+
+
+def _no_field(windows: Sequence[FlowWindow], config: PipelineConfig, pipeline: Pipeline) -> str:
+    """Why there is none, and what to do."""
+    least, events = config.flow_min_events, pipeline.counters.load.kept_events
+    if events < least:
+        return f"no flow field from {events:,} events; expected at least {least:,} of them"
+    by_status = Counter(window.status for window in windows)
+    reasons = ", ".join(f"{n:,} {status.replace('_', ' ')}" for status, n in by_status.items())
+    found = f"no flow field in {len(windows):,} windows ({reasons or 'none was complete'}): "
+    most = max((window.used_events or window.events for window in windows), default=0)
+    if most < least:
+        return (
+            f"{found}the fullest has {most:,} events, expected at least {least:,}: take longer "
+            "windows (--window-ms)"
+        )
+    return f"{found}expected a moving camera or scene with texture, and this camera's calibration"
 
 
 class _Notes:
@@ -412,13 +186,10 @@ class _Notes:
         window, truth = scorer.score(events, estimate, offset_ns)
         self.windows.append(window)
         ok = estimate.status.ok
-        if self.displacements is not None and ok:
-            self.displacements.take(estimate.stamp_ns, estimate.flow)
+        if self.displacements is not None:
+            self.displacements.take(estimate.stamp_ns, estimate.flow if ok else None)
         if self._file is not None:
-            flow = estimate.flow if ok else np.full_like(estimate.flow, np.nan)
-            self._file.add(
-                estimate.stamp_ns, estimate.window_start_ns, estimate.window_end_ns, flow
-            )
+            self._file.add(estimate)
         if self.gallery is not None and ok:
             self.gallery.look(scorer, events, estimate, offset_ns, window, truth)
 
@@ -528,40 +299,3 @@ class _Gallery:
             None if truth is None else truth.flow,
             window,
         )
-
-
-def _error_figures(prefix: str, error: FlowError | None) -> dict[str, Any]:
-    return {
-        f"{prefix}epe_px": error and error.epe_px,
-        f"{prefix}epe_px_s": error and error.epe_px_s,
-        f"{prefix}angular_error_deg": error and error.angular_deg,
-        f"{prefix}outliers_1px_percent": error and 100 * error.outliers_1px,
-        f"{prefix}outliers_3px_percent": error and 100 * error.outliers_3px,
-        f"{prefix}true_displacement_px": error and error.true_px,
-        f"{prefix}pixels_compared": error.pixels if error else 0,
-    }
-
-
-def _cell(name: str, value: Any) -> str:
-    if name.endswith("_ns"):
-        return f"{value // NS_PER_S}.{value % NS_PER_S:09d}"
-    if isinstance(value, float):
-        return f"{value:.9g}" if math.isfinite(value) else ""
-    return str(value)
-
-
-def _share(mask: npt.NDArray[np.bool_], of: npt.NDArray[np.bool_]) -> float:
-    return float(mask[of].mean()) if of.any() else math.nan
-
-
-def _finite(values: Any) -> list[float]:
-    return [value for value in values if math.isfinite(value)]
-
-
-def _mean(values: Any) -> float | None:
-    some = _finite(values)
-    return float(np.mean(some)) if some else None
-
-
-def _percentile(values: list[float], percent: float) -> float | None:
-    return float(np.percentile(values, percent)) if values else None

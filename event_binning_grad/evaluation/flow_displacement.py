@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from event_binning_grad.errors import RecordingError
-from event_binning_grad.evaluation.flow_metrics import FlowError, event_pixels, flow_error
+from event_binning_grad.evaluation.flow_metrics import (
+    FlowError,
+    event_pixels,
+    flow_at,
+    flow_error,
+    known,
+)
 from event_binning_grad.events.flow_truth import FlowTruth, FlowTruths, on_undistorted_pixels
 from event_binning_grad.events.types import NS_PER_MS, NS_PER_S
 from event_binning_grad.geometry import Camera
@@ -25,11 +33,21 @@ _STANDS_FOR_NS = 60 * NS_PER_MS
 Fields = list[tuple[int, Float32]]
 
 
+@dataclass(frozen=True)
+class DisplacementError:
+    """Over the pixels with events, and over all pixels, of one true displacement; the first is
+    None where there is none with events."""
+
+    error: FlowError | None
+    dense_error: FlowError
+
+
 class DisplacementScorer:
     """Follows pixels along the fields over each true displacement's time, and compares.
 
-    As in the benchmarks of MVSEC and DSEC the error is in pixels over the truth's own time. Pixels
-    count that have events in it.
+    As in the benchmarks of MVSEC and DSEC the error is in pixels over the truth's own time. MVSEC's
+    is over the pixels with events in it (error), DSEC's over all (dense_error); where the fields
+    leave a pixel unknown there is nothing to compare.
 
     Args:
         truths: of the recording.
@@ -42,7 +60,7 @@ class DisplacementScorer:
     """
 
     def __init__(self, truths: FlowTruths, camera: Camera | None = None) -> None:
-        self.errors: list[FlowError] = []
+        self.errors: list[DisplacementError] = []
         self.source, self.missed = truths.source, 0
         self._turn = camera if camera is not None and not truths.undistorted else None
         self._truths = iter(truths)
@@ -63,10 +81,17 @@ class DisplacementScorer:
             before = self._masks[k]
             self._masks[k] = seen if before is None else before | seen
 
-    def take(self, stamp_ns: int, flow: Float32) -> None:
-        """Takes the next field [H, W, 2] px/s; all events up to its time have been seen."""
-        self._fields.append((stamp_ns, flow))
-        while self._windows and self._windows[0][1] <= stamp_ns:
+    def take(self, stamp_ns: int, flow: Float32 | None) -> None:
+        """Takes the next field [H, W, 2] px/s, None if it is not to be trusted; all events up to
+        its time have been seen."""
+        if not self._windows:
+            return
+        due_ns = stamp_ns
+        if flow is None:  # a later one may still serve
+            due_ns -= 2 * _STANDS_FOR_NS
+        else:
+            self._fields.append((stamp_ns, flow))
+        while self._windows and self._windows[0][1] <= due_ns:
             self._score_next()
         if self._windows:
             oldest_ns = self._windows[0][0] - 2 * _STANDS_FOR_NS
@@ -91,11 +116,12 @@ class DisplacementScorer:
             self.missed += 1
             return
         true, span_s = self._true(truth, moved.shape), (end_ns - start_ns) / NS_PER_S
-        error = flow_error(moved / span_s, true / span_s, span_s, mask)
-        if error is None:
+        dense = flow_error(moved / span_s, true / span_s, span_s)
+        if dense is None:
             self.missed += 1
         else:
-            self.errors.append(error)
+            error = flow_error(moved / span_s, true / span_s, span_s, mask)
+            self.errors.append(DisplacementError(error, dense))
 
     def _true(self, truth: FlowTruth, shape: tuple[int, ...]) -> Float32:
         if truth.flow_px.shape != shape:
@@ -144,3 +170,46 @@ def displacement(fields: Fields, start_ns: int, end_ns: int) -> Float64 | None:
             middle = place + 0.5 * step_s * interpolate(flow, place)
             place = place + step_s * interpolate(flow, middle)
     return place - origin
+
+
+def truths_over(truths: FlowTruths, windows_ns: npt.NDArray[np.int64]) -> FlowTruths:
+    """True displacements over other windows of time, [M, 2] start and end in the order of time.
+
+    As MVSEC's benchmark makes those between grey frames of those between depth images (Zhu et al.,
+    EV-FlowNet, RSS 2018): of a truth's displacement the share of its time, and from truth to truth
+    on at the nearest pixel. Windows that the truths do not cover without a gap are left out.
+    """
+    known_ns = truths.windows_ns
+    first = np.searchsorted(known_ns[:, 1], windows_ns[:, 0], "right")
+    last = np.searchsorted(known_ns[:, 0], windows_ns[:, 1], "left") - 1
+    whole = np.concatenate([[0], np.cumsum(known_ns[1:, 0] != known_ns[:-1, 1])])
+    inside = (first < len(known_ns)) & (last >= first)
+    first, last = np.where(inside, first, 0), np.where(inside, last, 0)
+    inside &= (known_ns[first, 0] <= windows_ns[:, 0]) & (known_ns[last, 1] >= windows_ns[:, 1])
+    inside &= whole[first] == whole[last]
+    windows_ns, first, last = windows_ns[inside], first[inside], last[inside]
+
+    def read() -> Iterator[tuple[Float32, npt.NDArray[np.bool_]]]:
+        numbered = enumerate(truths)
+        held: deque[tuple[int, FlowTruth]] = deque()
+        for (start_ns, end_ns), begin, end in zip(windows_ns.tolist(), first, last, strict=True):
+            while not held or held[-1][0] < end:
+                held.append(next(numbered))
+            while held[0][0] < begin:
+                held.popleft()
+            flow = _followed([truth for k, truth in held if k <= end], start_ns, end_ns)
+            yield flow, known(flow)
+
+    return FlowTruths(windows_ns, truths.undistorted, truths.source, read)
+
+
+def _followed(truths: Sequence[FlowTruth], start_ns: int, end_ns: int) -> Float32:
+    """The displacement [H, W, 2] px over a time that the truths cover without a gap."""
+    height, width = truths[0].valid.shape
+    origin = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
+    place = origin.astype(np.float64)
+    for truth in truths:
+        part_ns = min(end_ns, truth.end_ns) - max(start_ns, truth.start_ns)
+        share = part_ns / (truth.end_ns - truth.start_ns)
+        place += share * flow_at(truth.flow_px, place)
+    return (place - origin).reshape(height, width, 2).astype(np.float32)

@@ -205,3 +205,10 @@ def _rms(error: Float64) -> tuple[float, tuple[float, float, float]]:
     """Root mean square of errors [M, 3], over all and by axis."""
     x, y, z = np.sqrt((error**2).mean(axis=0))
     return float(np.sqrt((error**2).mean())), (float(x), float(y), float(z))
+
+
+def scale_error(estimates: Float64, truth: Float64) -> float:
+    """Slope of the regression of estimates [M, 3] on the truth, through zero, minus 1."""
+    known = np.isfinite(estimates).all(axis=1)
+    estimates, truth = estimates[known], truth[known]
+    return float((estimates * truth).sum() / (truth * truth).sum() - 1) if len(truth) else np.nan

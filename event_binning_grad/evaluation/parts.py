@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from event_binning_grad.config import PipelineConfig
 from event_binning_grad.evaluation.tables import as_json, print_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-S = TypeVar("S")
+
+@dataclass(frozen=True)
+class Settings:
+    """What the benchmark measures.
+
+    Attributes:
+        config: the pipeline's parameters.
+        quick: measure less, in seconds, to see that everything works.
+        poses: a measured hand-held track, groundtruth.txt of the event camera dataset; None:
+            the part hand_held is left out.
+        data: a folder of real recordings for the flow; None: the usual one, where there is one.
+    """
+
+    config: PipelineConfig = field(default_factory=PipelineConfig)
+    quick: bool = False
+    poses: Path | None = None
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
-class Part(Generic[S]):
+class Part:
     """A table of the benchmark: how its rows are measured, and what its columns mean."""
 
-    measure: Callable[[S], Sequence[Any]]
+    measure: Callable[[Settings], Sequence[Any]]
     title: str
     note: str = ""
 
@@ -27,10 +45,10 @@ class Part(Generic[S]):
 def run_parts(
     console: Console,
     section: str,
-    parts: Mapping[str, Part[S]],
-    settings: S,
+    parts: Mapping[str, Part],
+    settings: Settings,
     wanted: Sequence[str],
-    why_left_out: Callable[[S, str], str],
+    why_left_out: Callable[[Settings, str], str],
 ) -> dict[str, list[dict[str, Any]]]:
     """Measures, prints tables, and returns the rows of every part.
 

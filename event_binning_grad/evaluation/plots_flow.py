@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from event_binning_grad.evaluation.evaluate_flow import FlowEvaluation, FlowPictures
 from event_binning_grad.evaluation.flow_colours import colour_wheel, flow_to_rgb, typical_maximum
+from event_binning_grad.evaluation.flow_report import FlowEvaluation, FlowPictures
 from event_binning_grad.evaluation.plots import new_figure, save_figure
 
 

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from event_binning_grad.errors import ConfigError, RecordingError
+from event_binning_grad.errors import ConfigError, EventBinningError, RecordingError
+from event_binning_grad.evaluation.flow_displacement import truths_over
 from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.flow_truth import FlowTruths
 from event_binning_grad.events.ground_truth import GroundTruth
+from event_binning_grad.events.mvsec import MvsecRecording
 from event_binning_grad.events.recordings import Recording
 from event_binning_grad.events.types import NS_PER_MS
 from event_binning_grad.geometry import Camera
@@ -53,6 +55,7 @@ def open_true_flow(
     recording: Recording,
     camera: Camera | None,
     raw_pixels: bool = False,
+    frames: int | None = None,
 ) -> TrueFlow | FlowTruths | None:
     """The truth of a recording.
 
@@ -65,17 +68,22 @@ def open_true_flow(
         recording: where it comes from.
         camera: its calibration.
         raw_pixels: the flow is on the sensor's own pixels.
+        frames: the recorded displacements of MVSEC over so many grey frames each; None: over the
+            times between its depth images, for which they are given.
 
     Raises:
         RecordingError: the recording lacks what the truth is made of.
-        ConfigError: the kind is unknown.
+        ConfigError: the kind is unknown, or frames are less than 1 or for another truth.
     """
+    if frames is not None and (kind != "recorded" or frames < 1):
+        raise ConfigError(f"{kind} flow over {frames} frames; expected recorded, and 1 or more")
     if kind not in TRUE_FLOWS:
         raise ConfigError(f"true flow {kind!r}: expected one of {', '.join(TRUE_FLOWS)}")
     if kind == "none":
         return None
     if kind == "recorded":
-        return _recorded(recording, camera, raw_pixels)
+        found = _recorded(recording, camera, raw_pixels)
+        return found if frames is None else _over_frames(recording, found, frames)
     if camera is None:
         raise RecordingError(
             f"{recording.path}: no calibration, without which a motion implies no flow; expected "
@@ -103,6 +111,42 @@ def _recorded(
         return None
     source = f"{recording.path} true flow"
     return SampledTruth(recording.true_flow(), recording.moving_masks(), source)
+
+
+def _over_frames(
+    recording: Recording, truth: TrueFlow | FlowTruths | None, frames: int
+) -> FlowTruths:
+    times_ns = recording.frame_times_ns() if isinstance(recording, MvsecRecording) else None
+    if times_ns is None or not isinstance(truth, FlowTruths):
+        raise RecordingError(
+            f"{recording.path}: no true displacements, or no grey frames over which to take them; "
+            "expected a sequence of MVSEC with its flow"
+        )
+    windows_ns = np.stack([times_ns[:-frames:frames], times_ns[frames::frames]], axis=1)
+    return truths_over(truth, windows_ns)
+
+
+def truth_hint(recording: Recording, camera: Camera | None, raw_pixels: bool) -> str:
+    """What else the flow could be compared with where open_true_flow found nothing recorded, in one
+    line; empty if there is nothing."""
+    if raw_pixels and camera is not None and _recorded(recording, camera, False) is not None:
+        return "the recording's true flow is on undistorted pixels: without --flow-raw"
+    try:
+        motion = recording.ground_truth()
+    except EventBinningError:  # nobody asked for it
+        return ""
+    if motion is None:
+        return ""
+    if camera is None:
+        return f"{motion.source} implies a flow, with --calib FILE --flow-truth rotation"
+    hint = f"{motion.source} implies the flow of a camera that only turns: --flow-truth rotation"
+    if (
+        isinstance(recording, BagRecording)
+        and motion.linear_velocity is not None
+        and next(recording.depth_images(), None) is not None
+    ):
+        hint += "; its depth images imply that of all that rests: --flow-truth depth"
+    return hint
 
 
 class SimulatedTruth:
