@@ -32,7 +32,13 @@ from event_binning_grad.events import decoder, load_control
 from event_binning_grad.events.clock import ClockCounters, StreamClock
 from event_binning_grad.events.decoder import DecodedPacket, DecoderCounters, PacketDecoder
 from event_binning_grad.events.load_control import LoadControl, LoadCounters
-from event_binning_grad.events.types import NS_PER_MS, Events, PacketLike, stamp_to_ns
+from event_binning_grad.events.types import (
+    NS_PER_MS,
+    Events,
+    PacketLike,
+    Triggers,
+    stamp_to_ns,
+)
 from event_binning_grad.events.windows import Window, WindowBuffer
 from event_binning_grad.geometry import Camera
 from event_binning_grad.geometry.depth import DepthImage
@@ -104,6 +110,8 @@ class PipelineCounters:
     uncalibrated_events: int = 0
     """Events that came before a calibration that the egomotion needs, or did not fit it."""
     discontinuities: int = 0
+    triggers: int = 0
+    """Edges of the trigger input."""
     dropped_triggers: int = 0
     """Edges of the trigger input that nobody took in time, see Pipeline.take_triggers."""
     estimates: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
@@ -135,7 +143,7 @@ class Pipeline:
         self.counters.load = self._load.counters
         self._clock: StreamClock | None = None
         self._encoding = ""
-        self._last_decoded_ns: int | None = None  # time of the last event of the packet before
+        self._last_decoded_ns: int | None = None  # of the last event or edge of the packet before
         self._triggers: deque[Trigger] = deque(maxlen=MAX_TRIGGERS)
         rate_hz = self.config.output_rate_hz
         self._buffer = WindowBuffer(
@@ -202,13 +210,12 @@ class Pipeline:
         if decoded.discontinuity is not None:
             self.break_stream(decoded.discontinuity)
         clock = self._clock_of(packet, decoded)
-        if len(decoded.events):
+        first_ns = self._first_bytes_ns(packet, decoded)
+        if first_ns is not None:
             clock.update(
-                self._first_bytes_ns(packet, decoded),
-                stamp_to_ns(packet.header.stamp),
-                provisional=not decoded.from_start,
+                first_ns, stamp_to_ns(packet.header.stamp), provisional=not decoded.from_start
             )
-        self._keep_triggers(decoded, clock)
+        self.push_triggers(decoded.triggers)
         return self._push_events(decoded.events, estimate)
 
     def flush(self) -> list[EgomotionEstimate]:
@@ -227,6 +234,15 @@ class Pipeline:
         fields, self._fields = self._fields, []
         return fields
 
+    def push_triggers(self, edges: Triggers) -> None:
+        """Takes edges of the trigger input that did not come in packets, in the clock of the
+        events; to be taken by take_triggers()."""
+        self.counters.triggers += len(edges)
+        for sensor_ns, p, channel in zip(edges.t, edges.p, edges.channel, strict=True):
+            self.counters.dropped_triggers += len(self._triggers) == MAX_TRIGGERS
+            robot_ns = self.to_robot(int(sensor_ns))
+            self._triggers.append(Trigger(robot_ns, int(sensor_ns), int(p), int(channel)))
+
     def take_triggers(self) -> list[Trigger]:
         """The edges of the trigger input since the last call, in the order of their coming.
 
@@ -235,6 +251,15 @@ class Pipeline:
         triggers = list(self._triggers)
         self._triggers.clear()
         return triggers
+
+    @property
+    def knows_clock(self) -> bool:
+        """A packet has come that says how the robot's clock and that of the events differ."""
+        return self._clock is not None
+
+    def to_robot(self, time_ns: int) -> int:
+        """A time of the events' clock on the robot's; the same where packets brought no clock."""
+        return time_ns if self._clock is None else self._clock.to_robot(time_ns)
 
     def break_stream(self, reason: str) -> None:
         """Says that what comes next does not follow what came: the incomplete window is dropped."""
@@ -282,34 +307,29 @@ class Pipeline:
 
     def _clock_of(self, packet: PacketLike, decoded: DecodedPacket) -> StreamClock:
         """The stream's clock; it begins anew where the sensor's does."""
-        if self._clock is None or packet.encoding != self._encoding:
+        if self._clock is None or packet.encoding not in (self._encoding, "trigger"):
             counters = self.counters.clock
             self._clock = StreamClock.for_encoding(packet.encoding, self.config.clock, counters)
-            self._encoding = packet.encoding
+            self._encoding, self._last_decoded_ns = packet.encoding, None
         if decoded.clock_reset:
             self._clock.reset()
+            self._last_decoded_ns = None
         return self._clock
 
-    def _first_bytes_ns(self, packet: PacketLike, decoded: DecodedPacket) -> int:
-        """About when the sensor made the packet's first bytes, on its clock, and not later.
+    def _first_bytes_ns(self, packet: PacketLike, decoded: DecodedPacket) -> int | None:
+        """About when the sensor made the packet's first bytes, on its clock, and not later; None
+        where the packet does not tell.
 
         In a silence a sensor sends nothing but its time: bytes that come long before an event.
         """
-        first_ns = int(decoded.events.t[0])
-        last_ns = self._last_decoded_ns
-        self._last_decoded_ns = int(decoded.events.t[-1])
-        if decoded.clock_reset or last_ns is None or packet.encoding not in SENSOR_STREAMS:
+        times = [part.t for part in (decoded.events, decoded.triggers) if len(part)]
+        if not times or packet.encoding != self._encoding:
+            return None
+        first_ns, last_ns = min(int(t[0]) for t in times), self._last_decoded_ns
+        self._last_decoded_ns = max(int(t[-1]) for t in times)
+        if last_ns is None or packet.encoding not in SENSOR_STREAMS:
             return first_ns
         return first_ns if first_ns - last_ns < _SILENCE_NS else last_ns
-
-    def _keep_triggers(self, decoded: DecodedPacket, clock: StreamClock) -> None:
-        edges = getattr(decoded, "triggers", None)
-        if edges is None:
-            return
-        for sensor_ns, p, channel in zip(edges.t, edges.p, edges.channel, strict=True):
-            self.counters.dropped_triggers += len(self._triggers) == MAX_TRIGGERS
-            robot_ns = clock.to_robot(int(sensor_ns))
-            self._triggers.append(Trigger(robot_ns, int(sensor_ns), int(p), int(channel)))
 
     def _push_events(self, events: Events, estimate: bool) -> list[EgomotionEstimate]:
         self._count(events)
@@ -368,7 +388,7 @@ class Pipeline:
     def _estimate(self, window: Window) -> EgomotionEstimate:
         assert self._estimator is not None  # windows are gathered only with a camera
         t = window.events.t
-        start_ns, end_ns = self._to_robot(int(t[0])), self._to_robot(int(t[-1]))
+        start_ns, end_ns = self.to_robot(int(t[0])), self.to_robot(int(t[-1]))
         # Where the estimator will set its stamp: the mean, as events are not spread evenly.
         stamp_ns = start_ns + window.events.mean_time_ns - int(t[0])
         depth = self._depth_at(stamp_ns, int(t[0]) - start_ns)
@@ -391,7 +411,7 @@ class Pipeline:
         self.counters.estimates[estimate.status] += 1
         estimate = dataclasses.replace(
             estimate,
-            stamp_ns=self._to_robot(estimate.stamp_ns),
+            stamp_ns=self.to_robot(estimate.stamp_ns),
             window_start_ns=start_ns,
             window_end_ns=end_ns,
         )
@@ -406,10 +426,6 @@ class Pipeline:
         if isinstance(depth, DepthImage):
             return DepthImage(depth.metres, depth.stamp_ns + stream_from_robot_ns)
         return depth
-
-    def _to_robot(self, time_ns: int) -> int:
-        """A time of the stream on the robot's clock; the same where packets brought no clock."""
-        return time_ns if self._clock is None else self._clock.to_robot(time_ns)
 
 
 def warm_up(config: PipelineConfig, camera: Camera) -> None:

@@ -2,8 +2,8 @@
 
     ros2 launch event_binning_grad replay.launch.py recording:=/path/to/bag
 
-Everything ends with the recording. The recording's ground truth, if it has one, is on
-/event_camera/ground_truth/twist, beside the node's /perception/twist.
+Everything ends with the recording, or with the node. The recording's ground truth, if it has one,
+is on /event_camera/ground_truth/twist, beside the node's /perception/twist.
 """
 
 import os
@@ -11,6 +11,7 @@ import os
 from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
+    GroupAction,
     IncludeLaunchDescription,
     OpaqueFunction,
     RegisterEventHandler,
@@ -22,31 +23,39 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
+from event_binning_grad.errors import ConfigError
 from event_binning_grad.ros.transport import transport_environment
 
 PACKAGE = "event_binning_grad"
-EVENTS = "/event_camera/events"
 # The node compiles before it subscribes: minutes the first time on a small computer.
 WAIT_S = "300"
 
 
 def generate_launch_description() -> LaunchDescription:
     share = FindPackageShare(PACKAGE)
-    # The parameters that perception.launch.py declares can be given here too.
-    perception = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(
-            PathJoinSubstitution([share, "launch", "perception.launch.py"])
-        ),
-        launch_arguments={"events": EVENTS, "use_sim_time": "true"}.items(),
+    # The parameters that perception.launch.py declares can be given here too. There, `recording`
+    # is what the node reads itself, so the one of here ends where the group begins.
+    perception = GroupAction(
+        [
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(
+                    PathJoinSubstitution([share, "launch", "perception.launch.py"])
+                ),
+                launch_arguments={"recording": ""}.items(),
+            )
+        ]
     )
     return LaunchDescription(
         [
             DeclareLaunchArgument("recording", description="any recording"),
+            DeclareLaunchArgument(
+                "topic", default_value="", description="of the events, where a bag holds several"
+            ),
             DeclareLaunchArgument("rate", default_value="1.0", description="speed"),
             DeclareLaunchArgument("start", default_value="0", description="begin here, s"),
             DeclareLaunchArgument("duration", default_value="", description="s; empty: all"),
             DeclareLaunchArgument(
-                "loop", default_value="false", description="begin again at the end"
+                "loop", default_value="false", description="begin again at the end: true or false"
             ),
             DeclareLaunchArgument(
                 "pause",
@@ -55,6 +64,14 @@ def generate_launch_description() -> LaunchDescription:
             ),
             DeclareLaunchArgument(
                 "transport", default_value="large_data", description="see perception.launch.py"
+            ),
+            DeclareLaunchArgument(
+                "events", default_value="/event_camera/events", description="topic of the events"
+            ),
+            DeclareLaunchArgument(
+                "use_sim_time",
+                default_value="true",
+                description="the node takes the time from /clock: true or false",
             ),
             perception,
             OpaqueFunction(function=_replay),
@@ -65,19 +82,17 @@ def generate_launch_description() -> LaunchDescription:
 def _replay(context: LaunchContext) -> list[Node | RegisterEventHandler]:
     transport = LaunchConfiguration("transport").perform(context)
     duration = LaunchConfiguration("duration").perform(context)
+    topic = LaunchConfiguration("topic").perform(context)
     options = ["--duration", duration] if duration else []
-    options += [
-        f"--{name}"
-        for name in ("loop", "pause")
-        if LaunchConfiguration(name).perform(context).lower() in ("true", "1")
-    ]
+    options += ["--topic", topic] if topic else []
+    options += [f"--{name}" for name in ("loop", "pause") if _is_true(context, name)]
     replay = Node(
         package=PACKAGE,
         executable="replay",
         arguments=[
             LaunchConfiguration("recording"),
             "--rate", LaunchConfiguration("rate"),
-            "--events-topic", EVENTS,
+            "--events-topic", LaunchConfiguration("events"),
             "--wait", WAIT_S,
             "--start", LaunchConfiguration("start"),
             "--clock",
@@ -86,5 +101,13 @@ def _replay(context: LaunchContext) -> list[Node | RegisterEventHandler]:
         additional_env=transport_environment(transport, os.environ),
         output="screen",
     )  # fmt: skip
-    ended = OnProcessExit(target_action=replay, on_exit=[Shutdown(reason="the recording ended")])
+    # Whichever of the two: the node has said why.
+    ended = OnProcessExit(on_exit=[Shutdown(reason="the recording or the node has ended")])
     return [replay, RegisterEventHandler(ended)]
+
+
+def _is_true(context: LaunchContext, name: str) -> bool:
+    value = LaunchConfiguration(name).perform(context).lower()
+    if value not in ("true", "false"):
+        raise ConfigError(f"{name} {value!r}: expected true or false")
+    return value == "true"

@@ -220,6 +220,18 @@ def test_a_late_start_is_caught_up_without_going_back():
     assert clock.counters.steps == 0
 
 
+@pytest.mark.parametrize("backlog_s", [0.03, 0.5, 2.0])
+def test_a_backlog_at_the_start_is_over_when_it_is_worked_off(backlog_s: float):
+    """The first packets waited so long, and came all at once."""
+
+    def delays(rng: np.random.Generator, count: int) -> np.ndarray:
+        return np.maximum(rng.exponential(MS, count), backlog_s * S - np.arange(count) * PERIOD)
+
+    _, seconds, errors = follow(ticking(50e-6), delays, 8.0)
+    assert np.abs(errors[(seconds > 0.1 + backlog_s)]).max() < 300
+    assert np.abs(errors).max() <= 1e6 * backlog_s + 300
+
+
 def test_robot_times_of_events_never_go_back_and_never_change():
     """An event keeps the time that it was given, and the next one is not before it."""
     rng, clock = np.random.default_rng(4), StreamClock()

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dataset_harness import some_events as mvsec_rows
+from dataset_harness import (
+    write_calibration,
+    write_camchain,
+    write_dsec,
+    write_imu,
+    write_mvsec,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording_harness import Made, assert_same, decoded
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from event_binning_grad import cli
 from event_binning_grad.errors import ConfigError, RecordingError
-from event_binning_grad.events.bags import (
+from event_binning_grad.events.bag_messages import (
+    CAMERA_INFO_TOPIC,
     EVENT_PACKET_DEFINITION,
     EVENT_PACKET_TYPE,
-    BagRecording,
+    IMU_TOPIC,
+    to_message,
     typestore,
 )
+from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.convert import convert
 from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.encoder import ENCODERS, packetize
@@ -38,20 +52,6 @@ from event_binning_grad.events.repacking import (
 from event_binning_grad.events.types import EventPacket, Events, Header, Stamp, stamp_to_ns
 
 COLUMNS = ("t", "x", "y", "p")
-
-
-def decoded(parts: Iterable[Any]) -> Events:
-    """All events of a recording, joined by the decoder alone."""
-    decoder = PacketDecoder()
-    return Events.concatenate(
-        [part.copy() if isinstance(part, Events) else decoder.decode(part).events for part in parts]
-    )
-
-
-def assert_same(found: Events, expected: Events) -> None:
-    for name in COLUMNS:
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
-    assert (found.width, found.height) == (expected.width, expected.height)
 
 
 def some_events(count: int = 3000, *, step_ns: int = 20_000, first_ns: int = 10**9) -> Events:
@@ -73,31 +73,15 @@ def encoded(events: Events, encoding: str, per_packet: int = 400) -> list[EventP
     return packets
 
 
-class Made:
-    """A recording in memory, of a kind that is no bag."""
-
-    path = Path("made")
-    kind, encoding = "in memory", ""
-    topic: str | None = None
-    width: int | None = 240
-    height: int | None = 180
-
-    def __init__(self, *parts: Any) -> None:
-        self._parts = parts
-
-    def packets(self) -> Iterator[Any]:
-        return iter(self._parts)
-
-    def raw_messages(self) -> Iterator[Any]:
-        return iter(())
-
-    def unusable(self) -> dict[str, int]:
-        return {}
-
-    def calibration(self) -> None:
-        return None
-
-    ground_truth = flow_truth = calibration
+def edges_of(parts: Iterable[Any]) -> list[tuple[int, int, int]]:
+    """Time (ns), direction and channel of all trigger edges; what holds events must be whole."""
+    decoder, edges = PacketDecoder(), []
+    for part in parts:
+        if not isinstance(part, Events):
+            found = decoder.decode(part).triggers
+            edges += zip(found.t.tolist(), found.p.tolist(), found.channel.tolist(), strict=True)
+    assert decoder.counters.clock_resets == decoder.counters.lost_packets == 0
+    return edges
 
 
 def in_chunks(events: Events, size: int = 700) -> list[Events]:
@@ -153,8 +137,13 @@ def test_a_stretch_holds_exactly_its_events(data_dir: Path, tmp_path: Path, name
     assert_same(decoded(bag.packets()), part)
     assert done.counts.events == len(part)
     assert [packet.seq for packet in bag.packets()] == list(range(done.counts.packets))
-    triggers = [line for line in done.left_out if "trigger edges" in line]
-    assert bool(triggers) == (name == "bags/test_events_1")
+    assert done.left_out == ()
+    assert edges_of(bag.packets()) == [
+        edge
+        for edge in edges_of(source.packets())
+        if 300_000_000 <= edge[0] - int(every.t[0]) < 550_000_000
+    ]
+    assert done.counts.triggers == (500 if name == "bags/test_events_1" else 0)
 
 
 @pytest.mark.parametrize("encoding", sorted(ENCODERS))
@@ -285,6 +274,162 @@ def test_truth_calibration_and_gyroscope_come_along(data_dir: Path, tmp_path: Pa
     gyro = source.gyro()  # type: ignore[attr-defined]
     for k in (200, 700, 1200):
         np.testing.assert_array_equal(samples[int(gyro.t_ns[k])], gyro.angular_velocity[k])
+
+
+def motions(bag: BagRecording) -> list[list[float]]:
+    """Rates and accelerations of a bag's IMU, as the messages have them."""
+    store: Any = typestore()
+    rows = []
+    for raw in bag.raw_messages([IMU_TOPIC]):
+        message = store.deserialize_cdr(raw.data, raw.type_name)
+        assert message.linear_acceleration_covariance[0] == 0
+        vectors = message.angular_velocity, message.linear_acceleration
+        rows.append([value for v in vectors for value in (v.x, v.y, v.z)])
+    return rows
+
+
+def test_the_imu_keeps_its_acceleration(data_dir: Path, tmp_path: Path) -> None:
+    source = open_recording(data_dir / "ecd_shapes_rotation")
+    convert(source, tmp_path / "bag", start_s=0.5, duration_s=0.2)
+    bag = BagRecording(tmp_path / "bag")
+    events = decoded(bag.packets())
+    rows = np.loadtxt(data_dir / "ecd_shapes_rotation" / "imu.txt", max_rows=2000)
+    t_ns = np.rint(rows[:, 0] * 1e9).astype(np.int64)
+    near = (t_ns >= events.t[0] - 10**8) & (t_ns <= events.t[-1] + 10**8)  # 0.1 s more each way
+    assert [stamp for stamp, _ in bag.imu()] == t_ns[near].tolist()
+    np.testing.assert_array_equal(motions(bag), rows[near][:, [4, 5, 6, 1, 2, 3]])
+    assert np.count_nonzero(near) > 350
+
+
+def test_edges_and_imu_of_an_aedat4_file_are_kept(tmp_path: Path) -> None:
+    dv = pytest.importorskip("dv_processing", reason="dv-processing is not installed")
+    path, start_us = tmp_path / "made.aedat4", 1_700_000_000_000_000
+    kind = dv.io.MonoCameraWriter.DVSConfig("cam", (240, 180), dv.CompressionType.NONE)
+    writer = dv.io.MonoCameraWriter(str(path), kind)
+    rising, falling = (
+        getattr(dv.TriggerType, f"EXTERNAL_SIGNAL_{way}_EDGE") for way in ("RISING", "FALLING")
+    )
+    for k in range(20):
+        store = dv.EventStore()
+        for i in range(100):
+            store.push_back(start_us + 10_000 * k + 100 * i, i, k, True)
+        writer.writeEvents(store)
+        edge = dv.Trigger(start_us + 10_000 * k + 5_000, falling if k % 2 else rising)
+        writer.writeTrigger(edge)
+        writer.writeImu(dv.IMU(start_us + 10_000 * k, 25.0, 0.0, 1.0, 0.0, 180.0, 0.0, k, 0, 0, 0))
+    del writer
+    edges = [((start_us + 10_000 * k + 5_000) * 1000, 1 - k % 2, 0) for k in range(20)]
+    for name, start_s, duration_s, kept in (
+        ("whole", 0.0, None, edges), ("part", 0.05, 0.06, edges[5:11]),
+    ):  # fmt: skip
+        done = convert(
+            open_recording(path), tmp_path / name, start_s=start_s, duration_s=duration_s
+        )
+        bag = BagRecording(tmp_path / name)
+        assert done.left_out == ()
+        assert done.counts.triggers == len(kept)
+        assert done.counts.encoding == "mono"
+        assert edges_of(bag.packets()) == kept
+        packets = list(bag.packets())
+        assert [packet.seq for packet in packets] == list(range(len(packets)))
+        assert len(decoded(packets)) == 100 * len(kept)
+        times = [raw.bag_time_ns for raw in bag.raw_messages()]
+        assert times == sorted(times)
+        for row in motions(bag):
+            np.testing.assert_allclose(row[:2] + row[3:], [np.pi, 0.0, 0.0, 9.80665, 0.0])
+    assert len(motions(BagRecording(tmp_path / "whole"))) == 20
+    done = convert(open_recording(path), tmp_path / "arrays.npz")
+    assert "20 trigger edges" in done.left_out
+
+
+def test_events_of_one_of_two_topics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are chosen by --topic; else one line says which there are."""
+    path = tmp_path / "two"
+    events = {"/left/events": some_events(2000), "/right/events": some_events(3000)}
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, part in events.items():
+            connection = writer.add_connection(topic, EVENT_PACKET_TYPE, typestore=typestore())
+            for packet in packetize(part):
+                data = typestore().serialize_cdr(to_message(packet), EVENT_PACKET_TYPE)
+                writer.write(connection, stamp_to_ns(packet.header.stamp), data)
+    calibration = tmp_path / "calib.txt"
+    calibration.write_text("200 200 120 90 0 0 0 0 0\n")
+    for command in (["info"], ["convert", tmp_path / "none"]):
+        arguments = [str(a) for a in (command[0], path, *command[1:])]
+        assert cli.main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "/left/events, /right/events: choose one of them (--topic)" in line
+        assert cli.main([*arguments, "--topic", "/middle"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"/left/events ({EVENT_PACKET_TYPE}), /right/events" in line
+        assert "no events on /middle: choose /left/events or /right/events" in line
+    for topic, part in events.items():
+        assert cli.main(["info", str(path), "--topic", topic, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["events"] == len(part)
+        out = tmp_path / topic.split("/")[1]
+        arguments = ["convert", path, out, "--topic", topic, "--calib", calibration]
+        assert cli.main([str(a) for a in arguments]) == 0
+        bag = BagRecording(out, topic)
+        assert_same(decoded(bag.packets()), part)
+        assert set(bag.topics) == {*events, CAMERA_INFO_TOPIC}  # the other one is kept
+        capsys.readouterr()
+
+
+def mvsec(folder: Path) -> Path:
+    path = write_mvsec(folder, mvsec_rows(20_000))
+    seconds = np.arange(0.0, 0.2, 0.001)
+    rate = np.stack([np.sin(seconds), np.cos(seconds), seconds], axis=1)
+    write_imu(path, seconds, rate)
+    write_camchain(folder / "camchain-imucam-indoor_flying.yaml")
+    return folder
+
+
+def dsec(folder: Path) -> Path:
+    write_dsec(folder)
+    write_calibration(folder, None)
+    return folder
+
+
+@pytest.mark.parametrize("write", [mvsec, dsec])
+def test_data_sets_lose_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], write: Callable[[Path], Path]
+) -> None:
+    """From HDF5 to a bag and to arrays, and from these to a bag again."""
+    source = write(tmp_path / "sequence")
+    events = decoded(open_recording(source).packets())
+    assert len(events) == (20_000 if write is mvsec else 5_000)
+    places = [source, tmp_path / "bag", tmp_path / "a.npz", tmp_path / "again"]
+    for before, after in pairwise(places):
+        assert cli.main(["convert", str(before), str(after)]) == 0
+    capsys.readouterr()
+    summaries = []
+    for place in places:
+        assert_same(decoded(open_recording(place).packets()), events)
+        assert cli.main(["info", str(place), "--json"]) == 0
+        summaries.append(json.loads(capsys.readouterr().out))
+    info = open_recording(source).calibration()
+    assert info is not None
+    for place, found in zip(places, summaries, strict=True):
+        for name in ("events", "on_events", "duration_s", "first_event_ns", "last_event_ns"):
+            assert found[name] == summaries[0][name], name
+        copy = open_recording(place).calibration()
+        assert copy is not None
+        for name in ("width", "height", "distortion_model", "k", "d"):
+            assert copy[name] == info[name], name
+
+
+def test_mvsec_keeps_its_imu_and_its_truth(tmp_path: Path) -> None:
+    source: Any = open_recording(mvsec(tmp_path / "sequence"))
+    convert(source, tmp_path / "bag")
+    bag = BagRecording(tmp_path / "bag")
+    t_ns, motion = zip(*source.inertial(), strict=True)
+    assert [stamp for stamp, _ in bag.imu()] == list(t_ns)
+    np.testing.assert_array_equal(motions(bag), motion)
+    assert motion[0][3] == 9.8
+    truth, copy = source.ground_truth(), bag.ground_truth()
+    assert copy is not None
+    np.testing.assert_array_equal(copy.t_ns, truth.t_ns)
+    np.testing.assert_array_equal(copy.angular_velocity, truth.angular_velocity)
 
 
 @pytest.fixture
@@ -445,6 +590,15 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:
     convert(Made(some_events()), tmp_path / "bag")
     with pytest.raises(RecordingError, match="exists already"):
         convert(Made(some_events()), tmp_path / "bag")
+    with pytest.raises(RecordingError, match="is a file, expected a folder"):
+        convert(Made(some_events()), tmp_path / "bag" / "metadata.yaml" / "c")
+    for out in ("c", "c.npz"):
+        for source in (Made(some_events()), open_recording(tmp_path / "bag")):
+            with pytest.raises(RecordingError, match=r"no events from 99 s on .*--start"):
+                convert(source, tmp_path / out, start_s=99.0)
+    with pytest.raises(RecordingError, match=r"no events from 99 s to 99\.5 s"):
+        convert(Made(some_events()), tmp_path / "c", start_s=99.0, duration_s=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["bag"]
     with pytest.raises(ConfigError, match="start -1"):
         convert(Made(some_events()), tmp_path / "c", start_s=-1)
     with pytest.raises(ConfigError, match="duration 0"):

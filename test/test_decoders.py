@@ -360,6 +360,38 @@ def test_a_silence_longer_than_the_clock_is_bridged_and_reported():
     assert later.events.t[0] == again.events.t[0]
 
 
+@pytest.mark.parametrize("seconds", [1, 4, 8, 9, 12, 15, 20, 25, 31])
+def test_a_camera_that_restarts_under_a_driver_that_goes_on_is_noticed(seconds: int):
+    """Its clock is at 0 again, wherever in its 16.8 s it was; seq goes on."""
+    packets = list(packetize(stream_of(seconds * 250, step_us=4000), 4.0))
+    again = [
+        replace(p, seq=len(packets) + p.seq, header=Header(Stamp.from_ns(stamp_ns)))
+        for p in packetize(stream_of(250, step_us=4000), 4.0)
+        for stamp_ns in [(seconds * 1000 + 700 + 4 * p.seq) * 10**6]
+    ]
+    decoder = PacketDecoder()
+    resets = [decoder.decode(p).clock_reset for p in [*packets, *again]]
+    assert [k for k, reset in enumerate(resets) if reset] == [len(packets)]
+    assert decoder.counters.clock_resets == 1
+    assert decoder.counters.clock_gaps == 0
+
+
+def test_a_late_packet_or_a_stamp_set_back_is_no_restart():
+    """A stream of 40 s: stamps stall for 3 s, are 10 s ahead for a while, and behind, and one of
+    them is far behind."""
+    packets = list(packetize(stream_of(10_000, step_us=4000), 4.0))
+    decoder = PacketDecoder()
+    for p in packets:
+        stamp_ns = 10**12 + p.seq * 4_000_000
+        if 1000 <= p.seq < 1750:
+            stamp_ns = 10**12 + 1750 * 4_000_000
+        stamp_ns += 10**10 * ((3000 <= p.seq < 4000) - 2 * (p.seq >= 5000))
+        stamp_ns -= 10**11 * (p.seq == 4500)
+        decoded = decoder.decode(replace(p, header=Header(Stamp.from_ns(stamp_ns))))
+        assert decoded.discontinuity is None
+        assert decoded.events.t[0] == p.seq * 4_000_000
+
+
 def test_after_a_loss_events_wait_for_time_and_row():
     decoder = PacketDecoder()
     decoder.decode(packet(to_bytes([high(1), low(1), row(1), base(4, 1)]), 0))
@@ -392,6 +424,65 @@ def test_a_late_packet_is_dropped_and_counted():
         assert (decoded.discontinuity is not None) == (seq == 3)
     assert decoder.counters.late_packets == 1
     assert decoder.counters.clock_resets == 0
+
+
+@pytest.mark.parametrize("encoding", ["evt3", "mono"])
+def test_packets_overtaken_or_sent_twice_are_dropped_and_counted(encoding: str):
+    """Each packet is up to 5 places too late, some are lost, and some come again."""
+    rng, events = np.random.default_rng(0), stream_of(4000, start_us=1000)
+    packets = [p for p in packetize(events, 4.0) if p.seq == 0 or rng.random() > 0.05]
+    for k, p in enumerate(packets):
+        stamp_ns = 10**9 + p.seq * 4_000_000 + int(rng.integers(20_000_000))
+        packets[k] = replace(p, header=Header(Stamp.from_ns(stamp_ns)))
+    if encoding == "mono":
+        packets = [
+            replace(p, encoding="mono", time_base=part[0] * 4_000_000, events=part[1])
+            for p in packets
+            for part in [(p.seq, mono_words([(1000, p.seq % 600, 2, 1)]))]
+        ]
+    arrivals = [p for p in packets for _ in range(1 + (p.seq > 0 and rng.random() < 0.05))]
+    places = np.arange(len(arrivals)) + rng.uniform(0, 5, len(arrivals))
+    places[0] = -1  # the first one shows where the stream begins
+    decoder, last, newest = PacketDecoder(), 0, -1
+    for k in np.argsort(places):
+        decoded = decoder.decode(arrivals[k])
+        assert (len(decoded.events) > 0) == (arrivals[k].seq > newest)
+        assert not decoded.clock_reset
+        newest = max(newest, arrivals[k].seq)
+        if len(decoded.events):
+            assert decoded.events.t[0] >= last
+            last = decoded.events.t[-1]
+    c = decoder.counters
+    assert c.clock_resets == c.time_steps_back == 0
+    assert c.late_packets > 50
+    assert c.repeated_packets > 10
+    assert c.packets + c.late_packets + c.repeated_packets == len(arrivals)
+    assert c.packets + c.lost_packets == newest + 1
+    assert c.packets + c.late_packets == len(packets)
+
+
+def test_a_short_bag_that_begins_again_and_one_packet_sent_forever():
+    packets = list(packetize(stream_of(12, start_us=1000), 4.0))
+    decoder = PacketDecoder()
+    for number in range(9):
+        decoded = decoder.decode(packets[number % 3])
+        assert len(decoded.events) == 4
+        assert decoded.clock_reset == (number in (3, 6))
+    decoder = PacketDecoder()
+    got = [len(decoder.decode(packets[1]).events) for _ in range(30)]
+    assert got == [4] + [0] * 8 + [4] * 21
+    assert decoder.counters.repeated_packets == 8
+
+
+def test_a_driver_that_restarts_early_begins_anew():
+    packets = list(packetize(stream_of(40, start_us=1000), 4.0))
+    decoder = PacketDecoder()
+    for p in packets[:5]:
+        decoder.decode(p)
+    later = [replace(p, header=Header(Stamp.from_ns(10**9 + p.seq))) for p in packets]
+    assert decoder.decode(later[2]).clock_reset
+    assert not any(decoder.decode(p).clock_reset for p in later[3:])
+    assert decoder.counters.late_packets == decoder.counters.repeated_packets == 0
 
 
 def test_a_constant_seq_is_no_loss():
@@ -563,7 +654,8 @@ def test_hostile_packets_are_survived_and_counted(packets: list[tuple[str, bytes
             last = t[-1]
     counters = decoder.counters
     assert counters.events == counters.on_events + counters.off_events
-    assert counters.packets + counters.rejected_packets + counters.late_packets == len(packets)
+    past = counters.late_packets + counters.repeated_packets
+    assert counters.packets + counters.rejected_packets + past == len(packets)
     assert all(isinstance(value, int) and value >= 0 for value in asdict(counters).values())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording_harness import Made
 
 from event_binning_grad import cli
-from event_binning_grad.events.bags import write_bag
+from event_binning_grad.events.bag_writer import write_bag
 from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.recordings import open_recording
@@ -33,32 +33,6 @@ def made_events(t: np.ndarray, width: int = 32, height: int = 24) -> Events:
         t.astype(np.int64), (7 * n % width).astype(np.uint16), (5 * n % height).astype(np.uint16),
         (n % 3 == 0).astype(np.uint8), width, height,
     )  # fmt: skip
-
-
-class Made:
-    """A recording in memory."""
-
-    path, kind, encoding = Path("made"), "made here", ""
-    topic: str | None = None
-    width: int | None = 32
-    height: int | None = 24
-
-    def __init__(self, *parts: Any) -> None:
-        self._parts = parts
-
-    def packets(self) -> Iterator[Any]:
-        return iter(self._parts)
-
-    def raw_messages(self) -> Iterator[Any]:
-        return iter(())
-
-    def unusable(self) -> dict[str, int]:
-        return {}
-
-    def calibration(self) -> None:
-        return None
-
-    ground_truth = flow_truth = calibration
 
 
 def packet(t_ns: list[int], seq: int, stamp_ns: int) -> Any:
@@ -159,7 +133,8 @@ def test_what_went_wrong_is_counted() -> None:
     assert figures["events"] == 10
     assert figures["packets"] == 7
     assert figures["packet_problems"] == {
-        "lost_packets": 1, "late_packets": 0, "cut_packets": 0, "sequence_gaps": 1,
+        "lost_packets": 1, "late_packets": 0, "repeated_packets": 0, "cut_packets": 0,
+        "sequence_gaps": 1,
     }  # fmt: skip
     assert figures["clock"]["clock_resets"] == 2
     assert figures["clock"]["clock_jumps"] == 1

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -517,43 +516,31 @@ def test_a_camera_that_restarts_resets_the_clock(stream: Events, small_camera: C
     assert (c.clock.resets, c.clock.steps, c.discontinuities) == (1, 0, 1)
 
 
-def trigger_packet(count: int, seq: int, start: int) -> tuple[EventPacket, SimpleNamespace]:
-    stamp = Stamp.from_ns(START_NS + start)
-    empty = np.empty(0, np.uint8)
-    packet = EventPacket(Header(stamp), 180, 240, seq, 0, "evt3", False, empty)
-    edges = SimpleNamespace(
-        t=start + np.arange(count, dtype=np.int64) * 1000,
-        p=(np.arange(count) % 2).astype(np.uint8),
-        channel=np.full(count, 3, np.uint8),
-    )
-    t = np.array([start], np.int64)
-    zero = np.zeros(1, np.uint16)
-    events = Events(t, zero, zero, np.zeros(1, np.uint8), 240, 180)
-    decoded = SimpleNamespace(
-        events=events, triggers=edges, discontinuity=None, clock_reset=False, from_start=True
-    )
-    return packet, decoded
+def trigger_packet(count: int, seq: int, start_us: int) -> EventPacket:
+    """Edges on channel 3, one each us, and no event."""
+    words = [0x8000 | start_us >> 12]
+    for k in range(count):
+        words += [0x6000 | start_us % 4096 + k, 0xA300 | k % 2]
+    data = np.array(words, "<u2").view(np.uint8)
+    stamp = Stamp.from_ns(START_NS + start_us * 1000)
+    return EventPacket(Header(stamp), 180, 240, seq, 0, "evt3", False, data)
 
 
-def test_triggers_are_handed_on_in_the_robots_time(
-    small_camera: Camera, monkeypatch: pytest.MonkeyPatch
-):
+def test_triggers_are_handed_on_in_the_robots_time_though_no_event_comes(small_camera: Camera):
     pipeline = Pipeline(CONFIG, small_camera)
-    packet, decoded = trigger_packet(3, 0, 5_000_000)
-    monkeypatch.setattr(pipeline._decoder, "decode", lambda packet: decoded)
-    pipeline.push(packet)
+    pipeline.push(trigger_packet(3, 0, 5_000))
     assert pipeline.take_triggers() == [
         (START_NS + 5_000_000, 5_000_000, 0, 3),
         (START_NS + 5_001_000, 5_001_000, 1, 3),
         (START_NS + 5_002_000, 5_002_000, 0, 3),
     ]
     assert pipeline.take_triggers() == []
-    packet, decoded = trigger_packet(MAX_TRIGGERS + 5, 1, 6_000_000)
-    pipeline.push(packet)
+    for seq in range(1, 12):
+        pipeline.push(trigger_packet(1000, seq, 4096 * (1 + seq)))
     kept = pipeline.take_triggers()
     assert len(kept) == MAX_TRIGGERS
-    assert kept[0].sensor_ns == 6_005_000
-    assert pipeline.counters.dropped_triggers == 5
+    assert kept[0] == (START_NS + 12_288_000, 12_288_000, 0, 3)
+    assert pipeline.counters.dropped_triggers == 1000
 
 
 # What may happen to a stream: (what, size). Windows are tiny: hardly anything is solved.

@@ -14,7 +14,8 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from event_binning_grad.errors import PacketError, RecordingError
-from event_binning_grad.events.bags import ARRAY_TYPES, BagRecording
+from event_binning_grad.events.bag_messages import ARRAY_TYPES
+from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.recordings import open_recording
 from event_binning_grad.events.types import EventPacket, Events

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording_harness import assert_same
+from recording_harness import decoded as decoded_parts
 
 from event_binning_grad.errors import PacketError, RecordingError
 from event_binning_grad.events import npz, prophesee_dat, prophesee_raw
@@ -48,18 +50,7 @@ def some_events(count: int = 3000, span_ns: int = 40_000_000, start_ns: int = 5_
 
 
 def decoded(recording: Any) -> Events:
-    decoder = PacketDecoder()
-    return Events.concatenate(
-        [
-            part if isinstance(part, Events) else decoder.decode(part).events
-            for part in recording.packets()
-        ]
-    )
-
-
-def assert_same(found: Events, expected: Events) -> None:
-    for name in ("t", "x", "y", "p", "width", "height"):
-        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    return decoded_parts(recording.packets())
 
 
 def write_raw(path: Path, body: bytes, *lines: str) -> Path:
@@ -307,7 +298,7 @@ def test_the_size_of_a_raw_file_is_learnt(tmp_path: Path):
 def test_raw_files_that_are_none(tmp_path: Path):
     rng = np.random.default_rng(0)
     cases = {
-        b"": "holds no events",
+        b"": "is empty",
         b"% evt 3.0\n% end\n": "holds no events",
         rng.bytes(100_000): "look like none that is known",
         b"\0" * 10_000: "look like none that is known",
@@ -359,7 +350,7 @@ def test_the_clock_of_a_dat_file_wraps(tmp_path: Path):
 def test_dat_files_that_are_none(tmp_path: Path):
     whole = dat_bytes(some_events(10))
     cases = {
-        b"": "does not begin with lines",
+        b"": "is empty",
         b"\0\1" * 50: "does not begin with lines",
         whole.replace(b"Version 2", b"Version 7"): "has version '7', expected 1 or 2",
         whole.replace(bytes([0x0C, 8]), bytes([0x0E, 8])): "type and size",
@@ -470,14 +461,21 @@ def test_what_is_nearly_a_recording_is_named(tmp_path: Path, data_dir: Path):
     (tmp_path / "d.mcap.zstd").write_bytes(b"x")
     (tmp_path / "e").write_bytes(b"\xff\xfe\0")
     (tmp_path / "f").write_bytes(b"")
+    (tmp_path / "metadata.yaml").write_text("rosbag2_bagfile_information:\n")
+    (tmp_path / "folder").mkdir()
+    for name in ("b.raw", "a.bag", "notes.md"):
+        (tmp_path / "folder" / name).write_bytes(b"")
     for name, message in (
         ("a", "ends in .mcap"), ("b", "ends in .db3"), ("c", "expected AEDAT 4.0"),
         ("d.mcap.zstd", "open the directory"), ("e", "no recording that is known"),
-        ("f", "no recording that is known"),
+        ("f", "is empty"), ("metadata.yaml", "part of a bag: open its folder"),
+        ("folder", r"a folder of recordings: choose one of a\.bag, b\.raw$"),
     ):  # fmt: skip
         with pytest.raises(RecordingError, match=message) as caught:
             open_recording(tmp_path / name)
         assert "\n" not in str(caught.value)
+    with pytest.raises(RecordingError, match="found the topic /left: leave it out"):
+        open_recording(data_dir / "ecd_slider_depth", "/left")
 
 
 def small_files(folder: Path) -> dict[str, bytes]:

@@ -30,12 +30,12 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 
 from event_binning_grad.errors import ConfigError, RecordingError
-from event_binning_grad.events.bags import (
+from event_binning_grad.events.bag_messages import (
     EVENT_PACKET_TYPE,
     GROUND_TRUTH_TOPIC,
-    BagRecording,
     typestore,
 )
+from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.event_arrays import event_array_packet
 from event_binning_grad.events.types import stamp_to_ns
@@ -440,11 +440,94 @@ def test_another_events_topic(ros: Ros, bag: Path) -> None:
     assert len(heard) == 250
 
 
+def test_one_of_two_cameras(ros: Ros, bag: Path, tmp_path: Path) -> None:
+    """--topic chooses; the other one goes out on its own topic. Without it: one line."""
+    two, source = tmp_path / "two", BagRecording(bag)
+    with Writer(two, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        sides = [
+            writer.add_connection(f"/{side}/events", EVENT_PACKET_TYPE, typestore=typestore())
+            for side in ("left", "right")
+        ]
+        for k, raw in enumerate(source.raw_messages([EVENTS])):
+            writer.write(sides[min(1, k % 5)], raw.bag_time_ns, raw.data)
+    audience = Audience(ros)
+    audience.hear(EventPacket, "/left/events", EVENTS_QOS)
+    process = ros.replay(two, "--topic", "/right/events", "--rate", "2")
+    audience.listen_until_end(process)
+    assert process.wait() == 0, process.output
+    assert [packet.seq for packet in audience.on(EVENTS)] == [k for k in range(250) if k % 5]
+    assert [packet.seq for packet in audience.on("/left/events")] == list(range(0, 250, 5))
+    process = ros.start("replay", str(two))
+    assert process.wait(60) == 2
+    (line,) = [line for line in process.output.splitlines() if line.startswith("replay: ")]
+    assert "/left/events, /right/events: choose one of them (--topic)" in line
+
+
+def test_a_cut_bag_is_published_with_a_warning(ros: Ros, bag: Path, tmp_path: Path) -> None:
+    data = next(bag.glob("*.mcap")).read_bytes()
+    cut = tmp_path / "cut.mcap"
+    cut.write_bytes(data[: len(data) // 2])
+    audience = Audience(ros)
+    process = ros.replay(cut)
+    audience.listen_until_end(process)
+    assert process.wait() == 0, process.output
+    seqs = [packet.seq for packet in audience.on(EVENTS)]
+    assert seqs == list(range(len(seqs)))
+    assert 80 < len(seqs) < 170
+    assert len([line for line in process.output.splitlines() if "is cut short" in line]) == 1
+
+
+@pytest.mark.parametrize("name", ["mvsec", "dsec"])
+def test_data_sets_are_published_whole(tmp_path: Path, name: str) -> None:
+    """Small files in their layouts: events, calibration, IMU and truth."""
+    from dataset_harness import (
+        some_events,
+        write_calibration,
+        write_camchain,
+        write_dsec,
+        write_imu,
+        write_mvsec,
+    )
+
+    from event_binning_grad.events.recordings import open_recording
+    from event_binning_grad.ros.replayer import recorded_messages
+
+    if name == "mvsec":
+        path = write_mvsec(tmp_path, some_events(20_000))
+        write_imu(path, np.arange(0.0, 0.2, 0.001), np.full((200, 3), 0.5))
+        write_camchain(tmp_path / "camchain-imucam-indoor_flying.yaml")
+    else:
+        write_dsec(tmp_path)
+        write_calibration(tmp_path, None)
+    recording = open_recording(tmp_path)
+    messages = list(recorded_messages(recording, EVENTS))
+    times = [message.time_ns for message in messages]
+    assert times == sorted(times)
+    heard = {topic: [m.content for m in messages if m.topic == topic] for _, topic, *_ in messages}
+    decoder = PacketDecoder()
+    events = [decoder.decode(packet).events for packet in heard[EVENTS]]
+    for column in ("t", "x", "y", "p"):
+        expected: list[Any] = [getattr(part, column) for part in recording.packets()]
+        found = np.concatenate([getattr(part, column) for part in events])
+        np.testing.assert_array_equal(found, np.concatenate(expected))
+    assert heard[CAMERA_INFO][0].width == recording.width
+    if name == "mvsec":
+        imu = heard["/event_camera/imu"]
+        assert len(imu) == 200
+        assert imu[7].linear_acceleration.y == 9.8
+        assert imu[7].linear_acceleration_covariance[0] == 0
+        assert len(heard[GROUND_TRUTH_TOPIC]) == 200
+        assert heard[GROUND_TRUTH_TOPIC][7].twist.angular.x == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("/nowhere.bag",), "/nowhere.bag does not exist"),
+        (("{bag}", "--topic", "/nowhere"), "no events on /nowhere: choose /event_camera/events"),
         (("{bag}", "--rate", "0"), "rate 0.0: expected a number above 0"),
+        (("{bag}", "--start", "50", "--loop"), "holds no events from 50 s on"),
+        (("{bag}", "--events-topic", "/a b!"), "events topic '/a b!': Invalid topic name"),
         (("{bag}", "--ros-args", "-r", "nonsense"), "ROS arguments: "),
     ],
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from event_binning_grad.errors import RecordingError
@@ -86,7 +86,7 @@ def read_plainly(data: bytes) -> tuple[list[Row], int | None]:
     columns = 0
     for number, line in enumerate(data.split(b"\n"), 1):
         words = [word for word in re.split(rb"[ \t\r,]+", line) if word]
-        if not words or words[0].startswith(b"#"):
+        if not words or words[0].startswith((b"#", b"%")):
             continue
         columns = columns or len(words)
         try:
@@ -300,13 +300,16 @@ def test_mutated_bytes_give_events_or_one_error(
         at = place % (len(data) + 1)
         data = data[:at] + new + data[at + 1 :]
     assert parse(data) == read_plainly(data)
-    result = outcome(write(tmp_path_factory.mktemp("mutated"), data))
+    directory = write(tmp_path_factory.mktemp("mutated"), data)
+    assume(not text.is_csv(data))
+    result = outcome(directory)
     rows, bad_line = read_plainly(data)
     if isinstance(result, str):
         assert "\n" not in result
         assert bad_line is None or f"line {bad_line}: " in result or "runs back" in result
     else:
-        assert bad_line is None
+        # A last line that does not end is taken for one that was cut.
+        assert bad_line in (None, data.count(b"\n") + 1 if rows else None)
         assert len(result) == sum(x < 240 and y < 180 for _, x, y, _ in rows)
 
 
@@ -345,6 +348,50 @@ def test_the_sensor_of_fractions_is_the_smallest_that_holds_them(tmp_path: Path)
     recording = open_recording(tmp_path)
     assert (recording.width, recording.height) == (346, 260)
     assert read(tmp_path) == [(0, 0, 0, 1), (100_000_000, 345, 259, 0)]
+
+
+CSV = b"3,4,1,999998\n5,6,0,999999\r\n\n7, 8, -1, 1000001\n239,179,1,1000001\n"
+CSV_ROWS = [
+    (999_998_000, 3, 4, 1), (999_999_000, 5, 6, 0), (1_000_001_000, 7, 8, 0),
+    (1_000_001_000, 239, 179, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "size"),
+    [
+        ("events.csv", b"", (240, 180)),
+        ("events.txt", b"", (240, 180)),
+        ("events", b"%geometry:320,320\n", (320, 320)),
+        ("events.csv", b"% geometry 1280x720\n%evt 3.0\n", (1280, 720)),
+    ],
+)
+def test_csv_of_metavision(tmp_path: Path, name: str, head: bytes, size: tuple[int, int]):
+    (tmp_path / name).write_bytes(head + CSV)
+    recording = open_recording(tmp_path / name)
+    assert recording.kind == "Metavision CSV"
+    assert (recording.width, recording.height) == size
+    (events,) = recording.packets()
+    assert isinstance(events, Events)
+    columns = (events.t, events.x, events.y, events.p)
+    assert list(zip(*(c.tolist() for c in columns), strict=True)) == CSV_ROWS
+    assert recording.warnings() == []
+
+
+@pytest.mark.parametrize(
+    "bad", [b"1,2,3,1000002", b"1,2,1", b"1,2,1,5.5x", b"x,y,p,t", b"-1,2,1,9"]
+)
+def test_malformed_csv_is_named(tmp_path: Path, bad: bytes):
+    (tmp_path / "a.csv").write_bytes(CSV + bad + b"\n1,2,1,1000009\n")
+    with pytest.raises(RecordingError, match=r"line 6: found .*, expected x,y,p,t") as caught:
+        list(open_recording(tmp_path / "a.csv").packets())
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_the_other_layout_are_no_csv(tmp_path: Path):
+    """Whole numbers with commas, but a fourth one that is a polarity."""
+    write(tmp_path, b"0,1,1,1\n1,2,1,0\n2,3,0,1\n")
+    assert read(tmp_path) == [(0, 1, 1, 1), (10**9, 2, 1, 0), (2 * 10**9, 3, 0, 1)]
 
 
 @needs_data

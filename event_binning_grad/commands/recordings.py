@@ -7,7 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from event_binning_grad.commands.shared import event_bar, require_ros
+from event_binning_grad.commands.shared import (
+    add_topic,
+    check_places,
+    event_bar,
+    print_warnings,
+    require_ros,
+)
 
 if TYPE_CHECKING:
     from event_binning_grad.events.summary import Summary
@@ -25,9 +31,7 @@ def add_info(commands: argparse._SubParsersAction) -> None:
         "calibration and truth.",
     )
     command.add_argument("recording", type=Path, metavar="RECORDING")
-    command.add_argument(
-        "--topic", metavar="TOPIC", help="of the events, where a bag holds several"
-    )
+    add_topic(command)
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=_info)
 
@@ -43,9 +47,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("recording", type=Path, metavar="IN")
     command.add_argument("out", type=Path, metavar="OUT", help="a new directory, or FILE.npz")
-    command.add_argument(
-        "--topic", metavar="TOPIC", help="of the events, where a bag holds several"
-    )
+    add_topic(command)
     command.add_argument("--calib", type=Path, metavar="FILE", help="a calibration to put in")
     _add_stretch(command)
     command.set_defaults(run=_convert)
@@ -64,6 +66,7 @@ def add_play(commands: argparse._SubParsersAction) -> None:
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a replay, for this command line and for the ROS executable."""
     parser.add_argument("recording", type=Path, metavar="RECORDING")
+    add_topic(parser)
     parser.add_argument("--rate", type=float, default=1.0, help="speed (default: %(default)s)")
     parser.add_argument("--loop", action="store_true", help="begin again at the end")
     _add_stretch(parser)
@@ -110,6 +113,7 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary.figures(), indent=2))
     else:
+        print_warnings(summary.warnings, "info")
         _print_summary(summary)
     return 0
 
@@ -120,13 +124,14 @@ def _convert(options: argparse.Namespace) -> int:
     from event_binning_grad.events.recordings import open_recording
 
     recording = open_recording(options.recording, options.topic)
-    camera = load_camera(options.calib, options.recording) if options.calib else None
+    camera = load_camera(options.calib, options.recording, options.topic) if options.calib else None
     with event_bar() as bar:
         task = bar.add_task("converting", total=None)
         done = convert(
             recording, options.out, start_s=options.start, duration_s=options.duration,
             camera=camera, progress=lambda events: bar.advance(task, events),
         )  # fmt: skip
+    print_warnings(done.warnings, "convert")
     print(f"{options.out}: {done.text}")
     for line in done.left_out:
         print(f"left out: {line}")
@@ -137,6 +142,7 @@ def _play(options: argparse.Namespace) -> int:
     require_ros()
     from event_binning_grad.ros.replay import replay, replay_config
 
+    check_places((options.publish_log,))
     replay(options.recording, replay_config(options))
     return 0
 

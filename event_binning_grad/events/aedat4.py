@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_binning_grad.errors import RecordingError
+from event_binning_grad.events.compressed import LZ4_MAGIC, MAX_BYTES, ZSTD_MAGIC, decompressed
 from event_binning_grad.events.file_recording import FileRecording, open_file
 from event_binning_grad.events.types import (
     NS_PER_US,
@@ -30,16 +31,16 @@ from event_binning_grad.events.types import (
 )
 
 MAGIC = b"#!AER-DAT4.0\r\n"
-FRAME_ID = "event_camera"
 EVENT_BYTES = 16  # int64 us, int16 x, int16 y, uint8 polarity, as dv-processing has them in memory
+FRAME_ID = "event_camera"
 MAX_HEADER_BYTES = 1 << 24
-MAX_CONTENT_BYTES = 1 << 28
+MAX_CONTENT_BYTES = MAX_BYTES
 MAX_ROWS = 1 << 20  # IMU samples or triggers of one packet, where real ones have a few
-_LZ4, _ZSTD = b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd"
 _EVENTS, _IMU, _TRIGGERS = "EVTS", "IMUS", "TRIG"
 _RISING, _FALLING = (1, 4), (2, 5)  # of the input and of the generator
 _PULSE = 3
 _MAX_US = (1 << 62) // NS_PER_US
+_GRAVITY = 9.80665  # m/s² of a g
 
 
 class _DamagedError(Exception):
@@ -56,13 +57,12 @@ class _Stream:
 
 
 class Aedat4Recording(FileRecording):
-    """The events of one camera of an AEDAT4 file, with its gyroscope and trigger input.
+    """The events of one camera of an AEDAT4 file, with its IMU and trigger input.
 
     camera: its name, needed only where the file holds events of several.
-    Times are in ns since 1970, as the file has them in us. Frames are not read. Counted while one
-    of its iterators runs: unreadable_packets (damaged, skipped), unusable_readings (a gyroscope's,
-    not finite), pulses (of the trigger input, which are no edges) and cut_bytes (at the end, which
-    belong to no whole packet).
+    Times are in ns since 1970, as the file has them in us. Frames are not read. Counted by
+    unusable() while its iterators run: unreadable_packets (damaged, skipped), unusable_readings
+    (a gyroscope's, not finite), pulses (of the trigger input, which are no edges).
     """
 
     kind = "AEDAT4"
@@ -70,22 +70,23 @@ class Aedat4Recording(FileRecording):
 
     def __init__(self, path: Path, camera: str | None = None) -> None:
         super().__init__(path)
-        self._forget_counts()
-        self._data_start, self._data_end, streams = _read_header(path)
+        self._unreadable: dict[str, int] = dict.fromkeys((_EVENTS, _IMU, _TRIGGERS), 0)
+        self._unusable_readings = self._pulses = 0
+        self._data_start, self._data_end, self._was_closed, streams = _read_header(path)
         events = [stream for stream in streams if stream.kind == _EVENTS]
         if camera is not None:
             events = [stream for stream in events if stream.source == camera]
         if len({stream.source for stream in events}) != 1:
             found = ", ".join(f"{s.source or '(unnamed)'} {s.kind}" for s in streams) or "nothing"
             wanted = f" of {camera}" if camera is not None else ""
-            wanted = " of one camera: choose it" if len(events) > 1 else wanted
+            wanted = " of one camera: choose it (--topic)" if len(events) > 1 else wanted
             raise RecordingError(f"{path} holds streams of {found}, expected events (EVTS){wanted}")
         self._events = events[0]
         own = [stream for stream in streams if stream.source == self._events.source]
         self._numbers = {
             kind: [stream.number for stream in own if stream.kind == kind]
             for kind in (_IMU, _TRIGGERS)
-        }
+        } | {_EVENTS: [self._events.number]}
         self.width, self.height = self._events.width, self._events.height
         if not (0 < self.width <= 1 << 15 and 0 < self.height <= 1 << 15):
             raise RecordingError(
@@ -97,13 +98,13 @@ class Aedat4Recording(FileRecording):
         """The file's own packets, in encoding "dv"; header.stamp is the first event's time (0 if
         that is damaged; the decoder counts such events)."""
         seq = 0
-        for content in self._contents([self._events.number]):
+        for content in self._contents(_EVENTS):
             try:
                 events = content.structs(EVENT_BYTES)
                 if not len(events):
                     continue
             except _DamagedError:
-                self.unreadable_packets += 1
+                self._unreadable[_EVENTS] += 1
                 continue
             first_us = int(events.view("<i8")[0])
             stamp_ns = first_us * NS_PER_US if 0 <= first_us <= _MAX_US else 0
@@ -114,49 +115,61 @@ class Aedat4Recording(FileRecording):
     def imu(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """stamp_ns and angular velocity [3] in rad/s, in the IMU's own frame; nothing if the file
         has no IMU."""
-        for row in self._rows(_IMU, "<q", *["<f"] * 7):
-            # Behind the time: temperature, acceleration (g), rate of turn (deg/s).
-            omega = np.deg2rad(np.array(row[5:8], np.float64))
-            if np.isfinite(omega).all():
-                yield _time_ns(row[0]), omega
+        for stamp_ns, motion in self.inertial():
+            yield stamp_ns, motion[:3]
+
+    def inertial(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """As imu(), with the acceleration in m/s² behind it: [6]."""
+        self._unusable_readings = 0
+        # Behind the time: temperature, acceleration (g), rate of turn (deg/s).
+        for stamp_ns, row in self._rows(_IMU, *["<f"] * 7):
+            values = np.array(row[1:], np.float64)
+            if np.isfinite(values[3:]).all():
+                yield stamp_ns, np.concatenate([np.deg2rad(values[3:]), values[:3] * _GRAVITY])
             else:
-                self.unusable_readings += 1
+                self._unusable_readings += 1
 
     def triggers(self) -> Iterator[Triggers]:
         """Edges of the trigger input; the camera's own marks (reset, frames) are left out."""
-        for time_us, kind in self._rows(_TRIGGERS, "<q", "<b"):
+        self._pulses = 0
+        for stamp_ns, (kind,) in self._rows(_TRIGGERS, "<b"):
             if kind in _RISING + _FALLING:
-                t, p = np.array([_time_ns(time_us)]), np.array([kind in _RISING], np.uint8)
+                t, p = np.array([stamp_ns]), np.array([kind in _RISING], np.uint8)
                 yield Triggers(t.astype(np.int64), p, np.zeros(1, np.uint8))
             elif kind == _PULSE:
-                self.pulses += 1
+                self._pulses += 1
+
+    def warnings(self) -> list[str]:
+        """What is wrong with the file, a line each; complete after packets() ran."""
+        if self.cut_bytes or self._was_closed:
+            return super().warnings()
+        return [
+            f"{self.path} was not closed, it has no table of its packets: all that it holds was "
+            "read, but the recorder may have had more. Go on with what is there"
+        ]
 
     def unusable(self) -> dict[str, int]:
-        """What the last iterator that ran could not use, by reason."""
+        """What the iterators could not use when they ran last, by reason."""
         return {
-            "unreadable_packets": self.unreadable_packets,
-            "unusable_readings": self.unusable_readings,
-            "pulses": self.pulses,
+            "unreadable_packets": sum(self._unreadable.values()),
+            "unusable_readings": self._unusable_readings,
+            "pulses": self._pulses,
             "cut_bytes": self.cut_bytes,
         }
 
-    def _forget_counts(self) -> None:
-        self.unreadable_packets = self.unusable_readings = self.pulses = self.cut_bytes = 0
-
-    def _rows(self, kind: str, *fields: str) -> Iterator[tuple[Any, ...]]:
-        for content in self._contents(self._numbers[kind]):
+    def _rows(self, kind: str, *fields: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Time in ns, and the fields behind it, of each table in the packets of these streams."""
+        for content in self._contents(kind):
             try:
-                rows = content.rows(fields)
-                for row in rows:
-                    _time_ns(row[0])
+                rows = [(_time_ns(row[0]), row[1:]) for row in content.rows(("<q", *fields))]
             except _DamagedError:
-                self.unreadable_packets += 1
+                self._unreadable[kind] += 1
                 continue
             yield from rows
 
-    def _contents(self, numbers: list[int]) -> Iterator[_FlatBuffer]:
-        """The packets of these streams, one after the other."""
-        self._forget_counts()
+    def _contents(self, kind: str) -> Iterator[_FlatBuffer]:
+        """The packets of the camera's streams of a kind, one after the other."""
+        self._unreadable[kind] = 0
         with open_file(self.path) as file:
             at = self._data_start
             while at < self._data_end:
@@ -167,12 +180,12 @@ class Aedat4Recording(FileRecording):
                     self.cut_bytes = self._data_end - at
                     return
                 at += 8 + size
-                if number not in numbers:
+                if number not in self._numbers[kind]:
                     continue
                 try:
                     content = _FlatBuffer(_decompressed(file.read(size)))
                 except _DamagedError:
-                    self.unreadable_packets += 1
+                    self._unreadable[kind] += 1
                     continue
                 except ImportError as error:
                     raise RecordingError(
@@ -250,37 +263,18 @@ def _time_ns(time_us: Any) -> int:
 
 def _decompressed(data: bytes) -> bytes:
     """The content of a packet, by how it begins; never more than MAX_CONTENT_BYTES."""
+    form = "lz4" if data.startswith(LZ4_MAGIC) else "zstd" if data.startswith(ZSTD_MAGIC) else ""
     try:
-        if data.startswith(_LZ4):
-            from lz4.frame import LZ4FrameDecompressor
-
-            made = LZ4FrameDecompressor()
-            # LZ4 makes at most 255 bytes of one; memory for the whole limit costs more than this.
-            content = made.decompress(data, min(MAX_CONTENT_BYTES, 256 * len(data)))
-        elif data.startswith(_ZSTD):
-            made = _zstd_decompressor()
-            content = made.decompress(data, MAX_CONTENT_BYTES)
-        else:
-            return data
-    except ImportError:
-        raise
-    except Exception as error:  # each library has errors of its own
+        content, whole = decompressed(data, form, MAX_CONTENT_BYTES)
+    except ValueError as error:
         raise _DamagedError from error
-    if not made.eof:
+    if not whole:
         raise _DamagedError
     return content
 
 
-def _zstd_decompressor() -> Any:
-    try:
-        from compression import zstd  # type: ignore[import-not-found]  # Python 3.14
-    except ImportError:
-        from backports import zstd  # rosbags brings it
-    return zstd.ZstdDecompressor()
-
-
-def _read_header(path: Path) -> tuple[int, int, list[_Stream]]:
-    """Where the packets begin and end, and the streams."""
+def _read_header(path: Path) -> tuple[int, int, bool, list[_Stream]]:
+    """Where the packets begin and end, whether their table says so, and the streams."""
     with open_file(path) as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise RecordingError(f"{path} does not begin with '#!AER-DAT4.0', expected AEDAT4")
@@ -301,7 +295,8 @@ def _read_header(path: Path) -> tuple[int, int, list[_Stream]]:
             f"{path} has an AEDAT4 header that is damaged: {str(error) or 'not a FlatBuffer'}"
         ) from None
     start = len(MAGIC) + len(data)
-    return start, table if start <= table <= end else end, streams
+    was_closed = start <= table <= end
+    return start, table if was_closed else end, was_closed, streams
 
 
 def _streams(xml: bytes) -> Iterator[_Stream]:

@@ -68,6 +68,8 @@ class ClockCounters:
     """How much later than the least delayed the last packets came, ns, in no order."""
     packets: int = 0
     """Packets whose delay was noted."""
+    unstamped: int = 0
+    """Packets with a stamp of 0, which is none, where it would have told something."""
 
     def note_delay(self, delay_ns: int) -> None:
         if len(self.delays_ns) < _DELAYS:
@@ -131,7 +133,10 @@ class StreamClock:
         provisional: events before the first one are missing, so that it is later than the stamp
         means; taken only as long as nothing better is known. A stamp of 0 is none, and is ignored.
         """
-        if self._fixed or stamp_ns == 0:
+        if self._fixed:
+            return
+        if stamp_ns == 0:
+            self.counters.unstamped += not self._is_epoch
             return
         now, offset = int(first_event_t_ns), int(stamp_ns) - int(first_event_t_ns)
         if provisional:
@@ -216,7 +221,9 @@ class StreamClock:
         else:
             self._early.clear()
             self._late.clear()
-            if self._add(now, offset):
+            if self.to_robot(now) - now - offset > MAX_SPREAD_NS:
+                self._set([(now, offset)])  # a backlog from before the start, known by now as such
+            elif self._add(now, offset):
                 self._follow(now)
         self.counters.note_delay(max(0, round(offset - self._line_at(now))))
 

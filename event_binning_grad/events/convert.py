@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from event_binning_grad.errors import RecordingError
-from event_binning_grad.events.bags import (
+from event_binning_grad.events.bag_messages import (
     CAMERA_INFO_TOPIC,
     CAMERA_INFO_TYPE,
     EVENT_PACKET_TYPE,
     EVENT_TYPES,
-    BagRecording,
-    RawMessage,
-    _camera_infos,
-    _opened,
-    _sensor_qos,
-    _to_message,
-    _to_packet,
+    to_message,
+    to_packet,
     typestore,
+)
+from event_binning_grad.events.bag_writer import (
+    camera_infos,
+    sensor_qos,
     write_bag,
 )
+from event_binning_grad.events.bags import BagRecording, RawMessage
 from event_binning_grad.events.ground_truth import MIN_SAMPLES, GroundTruth
+from event_binning_grad.events.new_file import appearing
 from event_binning_grad.events.npz import write_npz
 from event_binning_grad.events.recordings import Recording
 from event_binning_grad.events.repacking import (
@@ -36,6 +36,8 @@ from event_binning_grad.events.repacking import (
     Repacked,
     Stretch,
     decoded_events,
+    nothing_there,
+    packets_and_edges,
     ros_packets,
 )
 from event_binning_grad.events.types import EventPacket, Events, stamp_to_ns
@@ -48,11 +50,13 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written, in one line, and a line for everything that the new format cannot hold."""
+    """What was written, in one line, a line for everything that the new format cannot hold, and the
+    source's warnings."""
 
     counts: Repacked
     text: str
     left_out: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def convert(
@@ -102,9 +106,11 @@ def convert(
     for reason, number in counts.rejected.items():
         left_out.append(f"{number:,} packets: {reason}")
     text = f"{counts.events:,} events"
+    if counts.triggers:
+        text += f" and {counts.triggers:,} trigger edges"
     if counts.packets:
         text += f" in {counts.packets:,} packets, encoding {counts.encoding}"
-    return Converted(counts, text, tuple(left_out))
+    return Converted(counts, text, tuple(left_out), tuple(recording.warnings()))
 
 
 def _to_npz(
@@ -115,15 +121,16 @@ def _to_npz(
     camera: Camera | None,
     progress: Progress | None,
 ) -> list[str]:
-    events = decoded_events(_watched(recording.packets(), progress), stretch, counts)
+    events = decoded_events(_watched(packets_and_edges(recording), progress), stretch, counts)
+    events = _some(events, recording, stretch, counts)
     info = recording.calibration() if camera is None else camera_info(camera)
     write_npz(out, events, info)
     left_out = [f"topic {topic}" for topic in _other_topics(recording)]
     if not isinstance(recording, BagRecording):
         if recording.ground_truth() is not None:
             left_out.append("ground truth: an .npz holds events and calibration")
-        if gyroscope(recording) is not None:
-            left_out.append("the gyroscope: an .npz holds events and calibration")
+        if inertial(recording) is not None:
+            left_out.append("the IMU: an .npz holds events and calibration")
     return left_out
 
 
@@ -141,7 +148,7 @@ def _arrays_to_bag(
 ) -> list[str]:
     """A bag of what lies in a file that is none."""
     left_out = []
-    packets = ros_packets(_watched(recording.packets(), progress), stretch, counts)
+    packets = ros_packets(_watched(packets_and_edges(recording), progress), stretch, counts)
     info = camera_info(camera) if camera is not None else recording.calibration()
     if info is not None and info.get("rectify_map") is not None:
         left_out.append("the rectify map: camera_info holds the lens' own coefficients only")
@@ -152,10 +159,8 @@ def _arrays_to_bag(
             left_out.append("linear velocity of the truth: not known")
     if recording.flow_truth() is not None:
         left_out.append("true flow: it is displacement over windows, for which there is no message")
-    write_bag(
-        out, (packet for _, packet in packets), info, truth, imu=gyroscope(recording),
-        frame_id=FRAME_ID,
-    )  # fmt: skip
+    stamped = _some((packet for _, packet in packets), recording, stretch, counts)
+    write_bag(out, stamped, info, truth, imu=inertial(recording), frame_id=FRAME_ID)
     return left_out
 
 
@@ -184,17 +189,19 @@ def on_one_clock(truth: GroundTruth) -> GroundTruth:
     )
 
 
-def gyroscope(recording: Any) -> Iterable[tuple[int, NDArray[np.float64]]] | None:
-    """A gyroscope's samples (stamp_ns, rad/s [3]), where the recording holds them."""
-    for name in ("imu", "gyro"):
-        read = getattr(recording, name, None)
-        found = None if read is None else read()
-        if found is None:
-            continue
-        if isinstance(found, GroundTruth):
-            return zip(found.t_ns.tolist(), found.angular_velocity, strict=True)
-        return found
-    return None
+def inertial(recording: Any) -> Iterator[tuple[int, NDArray[np.float64]]] | None:
+    """An IMU's samples, where a recording that is no bag holds them: stamp_ns, and angular velocity
+    (rad/s) and acceleration (m/s²) [6]."""
+    read = getattr(recording, "inertial", None)
+    return None if read is None else read()
+
+
+def _some(
+    parts: Iterable[Any], recording: Recording, stretch: Stretch, counts: Repacked
+) -> Iterator[Any]:
+    """The same parts; RecordingError where a stretch has none."""
+    yield from parts
+    _refuse_nothing(recording, stretch, counts)
 
 
 def _watched(parts: Iterable[Any], progress: Progress | None) -> Iterator[Any]:
@@ -213,16 +220,15 @@ def _bag_to_bag(
     camera: Camera | None,
     progress: Progress | None,
 ) -> list[str]:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workplace:
-            unfinished = Path(workplace) / out.name
-            copy = _BagCopy(recording, stretch, counts, camera, progress)
-            left_out = copy.write(unfinished)
-            unfinished.rename(out)
-    except OSError as error:
-        raise RecordingError(f"{out} cannot be written: {error.strerror}") from None
-    return left_out
+    with appearing(out) as unfinished:
+        left_out = _BagCopy(recording, stretch, counts, camera, progress).write(unfinished)
+        _refuse_nothing(recording, stretch, counts)
+        return left_out
+
+
+def _refuse_nothing(recording: Recording, stretch: Stretch, counts: Repacked) -> None:
+    if not counts.events and not stretch.is_whole:
+        raise nothing_there(recording.path, stretch)
 
 
 class _BagCopy:
@@ -250,13 +256,13 @@ class _BagCopy:
         store, topic = typestore(), self._recording.topic
         with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
             events = writer.add_connection(
-                topic, EVENT_PACKET_TYPE, typestore=store, offered_qos_profiles=[_sensor_qos()]
+                topic, EVENT_PACKET_TYPE, typestore=store, offered_qos_profiles=[sensor_qos()]
             )
             others = self._other_connections(writer)
             infos = None
             for time_ns, name, content in self._items(list(others)):
                 if isinstance(content, EventPacket):
-                    content = store.serialize_cdr(_to_message(content), EVENT_PACKET_TYPE)
+                    content = store.serialize_cdr(to_message(content), EVENT_PACKET_TYPE)
                 if name != topic:
                     writer.write(others[name], time_ns, content)
                     continue
@@ -269,7 +275,7 @@ class _BagCopy:
     def _other_connections(self, writer: Any) -> dict[str, Any]:
         """The new bag's connection by topic, of everything but the events."""
         recording, made = self._recording, {}
-        unconvertible, sources = recording.unconvertible_topics, _connections(recording)
+        unconvertible, sources = recording.unconvertible_topics, recording.connections
         for topic, type_name in recording.topics.items():
             if topic == recording.topic:
                 continue
@@ -355,7 +361,7 @@ class _GivenCalibration:
         connection = writer.add_connection(
             CAMERA_INFO_TOPIC, CAMERA_INFO_TYPE, typestore=typestore()
         )
-        self._messages = _camera_infos(connection, info, FRAME_ID, start_ns)
+        self._messages = camera_infos(connection, info, FRAME_ID, start_ns)
         self._next = next(self._messages)
 
     def write_until(self, time_ns: int) -> None:
@@ -368,18 +374,9 @@ class _GivenCalibration:
 
 def _packet_of(raw: RawMessage) -> EventPacket | None:
     try:
-        return _to_packet(typestore().deserialize_cdr(raw.data, raw.type_name))
+        return to_packet(typestore().deserialize_cdr(raw.data, raw.type_name))
     except Exception:  # rosbags raises anything on damaged bytes
         return None
-
-
-def _connections(recording: BagRecording) -> dict[str, Any]:
-    """What the bag's own index says of its topics."""
-    found: dict[str, Any] = {}
-    for file in recording._files:
-        with _opened(file) as reader:
-            found.update({connection.topic: connection for connection in reader.connections})
-    return found
 
 
 def _definition(type_name: str, source: Any) -> dict[str, Any] | None:

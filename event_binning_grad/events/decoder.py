@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from event_binning_grad.events.libcaer_cmp import WORD_BYTES, LibcaerCmpStream
 from event_binning_grad.events.part import Part
 from event_binning_grad.events.types import (
     NO_TRIGGERS,
+    NS_PER_MS,
     NS_PER_S,
     NS_PER_US,
     Events,
@@ -43,6 +45,10 @@ SUPPORTED_ENCODINGS = (
 )
 MAX_SENSOR_SIDE = 1 << 16  # x and y are uint16
 MAX_SILENCE_NS = 3600 * NS_PER_S
+# A seq that goes back by so much may be of a packet that was overtaken or came twice.
+OVERTAKEN_PACKETS = 8
+# A driver takes longer to restart.
+OVERTAKEN_NS = 100 * NS_PER_MS
 
 
 @dataclass(slots=True)
@@ -50,7 +56,7 @@ class DecoderCounters:
     """What a decoder did since it was made. Nothing is dropped without being counted here.
 
     Each encoded event is in exactly one of events, out_of_bounds_events, unsynchronised_events,
-    discarded_events and invalid_events, unless its packet was lost, late or rejected.
+    discarded_events and invalid_events, unless its packet was lost, repeated, shed or rejected.
     """
 
     packets: int = 0
@@ -62,7 +68,9 @@ class DecoderCounters:
     lost_packets: int = 0
     """Packets that never came, by the gaps in seq."""
     late_packets: int = 0
-    """Packets that came after later ones, and were dropped."""
+    """Packets of the lost ones that came after later ones, and were dropped."""
+    repeated_packets: int = 0
+    """Packets that came before with the same seq and stamp, and were dropped."""
     cut_packets: int = 0
     """EVT packets that ended inside a word whose rest never came."""
     rejected_packets: int = 0
@@ -135,10 +143,13 @@ class PacketDecoder:
         }
         self._format: tuple[str, int, int, bool] | None = None
         self._seq: int | None = None
-        self._gap = range(0)  # the seq numbers that were missing last
+        self._first_seq = 0
+        self._stamps: dict[int, int] = {}  # by seq, of the last OVERTAKEN_PACKETS
+        self._repeats = 0  # repeated packets since the last good one
         self._rejected = 0  # packets since the last good one
         self._shed = 0  # packets since the last good one
-        self._reference: tuple[int, int] | None = None  # stamp in ns and sensor time in us
+        # Of the last packets of words: stamp in ns and sensor time in us.
+        self._references: deque[tuple[int, int]] = deque(maxlen=2)
 
     def decode(self, packet: PacketLike) -> DecodedPacket:
         """The events of the next packet.
@@ -152,8 +163,7 @@ class PacketDecoder:
             self.counters.rejected_packets += 1
             self._rejected += 1
             raise
-        if self._seq is not None and packet.seq < self._seq and packet.seq in self._gap:
-            self.counters.late_packets += 1
+        if self._is_past(packet):
             return DecodedPacket(Events.empty(packet.width, packet.height))
         reasons: list[str] = []
         clock_reset = self._follow(packet, reasons)
@@ -201,27 +211,62 @@ class PacketDecoder:
             check_time_base(packet.encoding, int(packet.time_base))
         return data
 
+    def _is_past(self, packet: PacketLike) -> bool:
+        """Whether the packet was overtaken or came twice; it is counted then.
+
+        A camera that restarted gives later stamps, a bag that begins again its first seq, and who
+        sends nothing but repeated packets does not count them.
+        """
+        seq, newest = int(packet.seq), self._seq
+        if newest is None or not newest - OVERTAKEN_PACKETS <= seq <= newest:
+            return False
+        stamp, stamp_before = stamp_to_ns(packet.header.stamp), self._stamps.get(seq)
+        if stamp_before is None:
+            if stamp > self._stamps[newest] + OVERTAKEN_NS:
+                return False
+            self._stamps[seq] = stamp
+            self.counters.late_packets += 1
+            return True
+        if stamp == 0 or stamp != stamp_before or self._first_seq == seq < newest:
+            return False
+        if self._repeats == OVERTAKEN_PACKETS:
+            return False
+        self._repeats += 1
+        self.counters.repeated_packets += 1
+        return True
+
+    def _remember(self, seq: int, stamp_ns: int) -> None:
+        """Takes the next packet's seq and stamp, for _is_past."""
+        if self._seq is None or seq < self._seq:
+            self._first_seq, self._stamps = seq, {}
+        if seq != self._seq:
+            self._repeats = 0
+        oldest = seq - OVERTAKEN_PACKETS
+        self._stamps = {s: stamp for s, stamp in self._stamps.items() if s >= oldest}
+        self._stamps[seq], self._seq = stamp_ns, seq
+
     def _follow(self, packet: PacketLike, reasons: list[str]) -> bool:
         """Compares the packet with the one before it; True if the clock starts anew."""
         seq, before = int(packet.seq), self._seq
         form = (packet.encoding, packet.width, packet.height, bool(packet.is_bigendian))
         form_before, rejected, shed = self._format, self._rejected, self._shed
-        self._seq, self._format, self._rejected, self._shed = seq, form, 0, 0
+        are_edges = packet.encoding == "trigger"  # they may come between packets of events
+        self._format = form_before if are_edges else form
+        self._rejected = self._shed = 0
+        self._remember(seq, stamp_to_ns(packet.header.stamp))
         missing = 0 if before is None else max(0, seq - before - 1 - rejected - shed)
         self.counters.lost_packets += missing
-        if form_before is not None and form != form_before:
+        if form_before is not None and form != form_before and not are_edges:
             reasons.append(f"the camera's format changed from {form_before[:3]} to {form[:3]}")
             self._restart()
             return True
         if before is not None and seq < before:
             reasons.append(f"seq went back from {before} to {seq}: the camera or bag restarted")
-            self._gap = range(0)
             self.counters.clock_resets += 1
             self._restart()
             return True
         if before is not None and missing:
             reasons.append(f"{missing} packets were lost before seq {seq}")
-            self._gap = range(before + 1, seq)
             self._lose()
         elif shed:
             reasons.append(f"{shed} packets were shed before seq {seq}")
@@ -238,7 +283,7 @@ class PacketDecoder:
     def _restart(self) -> None:
         for stream in (*self._word_streams.values(), *self._packet_streams.values()):
             stream.restart()
-        self._reference = None
+        self._references.clear()
 
     def _decode_words(
         self, packet: PacketLike, data: NDArray[np.uint8], reasons: list[str]
@@ -249,7 +294,8 @@ class PacketDecoder:
             data, packet.width, packet.height, self._hint_us(stamp), bool(packet.is_bigendian)
         )
         if stream.last_us is not None:
-            self._reference = (stamp, stream.last_us)
+            first_us = int(part.t[0]) // NS_PER_US if len(part.t) else stream.last_us
+            self._references.append((stamp, first_us))
         if part.was_cut:
             self.counters.cut_packets += 1
             reasons.append("the packet before was cut short inside a word")
@@ -258,16 +304,15 @@ class PacketDecoder:
         return part
 
     def _hint_us(self, stamp_ns: int) -> int | None:
-        """About where the sensor's clock stands now, from how far the host's clock has gone."""
-        if self._reference is None:
-            return None
-        stamp_before, time_us = self._reference
-        silence_ns = stamp_ns - stamp_before
-        if stamp_before == 0 or stamp_ns == 0:  # a driver that does not stamp
-            silence_ns = 0
-        if not 0 <= silence_ns <= MAX_SILENCE_NS:  # the host's clock was set
-            silence_ns = 0
-        return time_us + silence_ns // NS_PER_US
+        """About where the sensor's clock stands now, from how far the host's clock has gone since
+        the two packets before, as one stamp may be wrong; None where that cannot be told."""
+        hints = [
+            time_us + (stamp_ns - stamp_before) // NS_PER_US
+            for stamp_before, time_us in self._references
+            # Not of a driver that does not stamp, nor where the host's clock was set.
+            if stamp_before and stamp_ns and 0 <= stamp_ns - stamp_before <= MAX_SILENCE_NS
+        ]
+        return min(hints, default=None)
 
     def _conclude(
         self,

@@ -71,6 +71,10 @@ class DsecRecording:
         """What packets() could not use as it was, by reason, after it ran."""
         return asdict(self._unusable)
 
+    def warnings(self) -> list[str]:
+        """Nothing: HDF5 that is cut short cannot be opened at all."""
+        return []
+
     def calibration(self) -> dict[str, Any] | None:
         """The camera; None if there is no cam_to_cam.yaml.
 

@@ -13,14 +13,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from event_binning_grad.events.part import (
-    FIRST,
-    FIRST_TRIGGER,
     GAPS,
     IGNORED,
+    LAST,
     LOST_TRIGGERS,
     OUTSIDE,
-    RESETS,
-    STEPS_BACK,
+    RAW,
     TALLY_PLACES,
     TRIGGERS,
     UNKNOWN,
@@ -29,10 +27,11 @@ from event_binning_grad.events.part import (
     WordCutter,
     event_arrays,
     native_words,
+    settle_next,
     tallied_part,
     trigger_arrays,
 )
-from event_binning_grad.events.time_rules import MAX_STEP_BACK_NS, UNKNOWN_TIME
+from event_binning_grad.events.time_rules import UNKNOWN_TIME
 
 CD_OFF = 0x0
 CD_ON = 0x1
@@ -50,9 +49,8 @@ NO_HINT = -1
 # A TIME_HIGH so far ahead (36 min) is no progress of the clock but another clock.
 _MAX_AHEAD = HIGHS_PER_WRAP // 8
 
-# Places in the state: the unwrapped TIME_HIGH, whether it is of now, the last event's time settled
-# and as it was, in ns.
-_HIGH, _SYNC, _LAST, _RAW = range(4)
+# Places in the state behind LAST and RAW: the unwrapped TIME_HIGH, whether it is of now.
+_HIGH, _SYNC = range(2, 4)
 _KINDS = (CD_OFF, CD_ON, TIME_HIGH, EXT_TRIGGER, OTHERS, CONTINUED)
 
 
@@ -72,7 +70,7 @@ class Evt2Stream:
 
     def restart(self) -> None:
         """Forgets everything, the count of clock wraps too: another stream begins."""
-        self._state[:] = -1, 0, UNKNOWN_TIME, UNKNOWN_TIME
+        self._state[:] = UNKNOWN_TIME, UNKNOWN_TIME, -1, 0
         self._upper_first: bool | None = None
         self._cutter.type_at = 7 if self._vectors else 3
         self._cutter.lose()
@@ -185,23 +183,6 @@ def _unwrapped(reference, counter):
 
 
 @njit(nogil=True, cache=True)
-def _settle(now, n, k, state, tally):
-    """The time that an event gets which comes at `now`, see time_rules."""
-    last = state[_LAST]
-    if now < state[_RAW]:
-        tally[STEPS_BACK] += 1
-    state[_RAW] = now
-    if now >= last:
-        last = now
-    elif now < last - MAX_STEP_BACK_NS and last != UNKNOWN_TIME:
-        tally[RESETS] += 1
-        tally[FIRST], tally[FIRST_TRIGGER] = n, k
-        last = now
-    state[_LAST] = last
-    return last
-
-
-@njit(nogil=True, cache=True)
 def _other_word(kind, word, hint, n, state, tally, edge_t, edge_p, edge_channel):
     """Takes a word that holds no event; returns the hint for the next TIME_HIGH."""
     if kind == TIME_HIGH:
@@ -222,7 +203,7 @@ def _other_word(kind, word, hint, n, state, tally, edge_t, edge_p, edge_channel)
             k = tally[TRIGGERS]
             low = (word >> LOW_SHIFT) & 0x3F
             now = ((state[_HIGH] << LOW_BITS) | low) * 1000
-            edge_t[k] = _settle(now, n, k, state, tally)
+            edge_t[k] = settle_next(now, n, k, state, tally)
             edge_p[k], edge_channel[k] = word & 1, (word >> 8) & 0x1F
             tally[TRIGGERS] = k + 1
         else:
@@ -240,7 +221,7 @@ def _decode_single(
 ):
     """Writes the events of EVT 2.0 to t, x, y, p; returns how many."""
     n = 0
-    base, last, synced = state[_HIGH] << LOW_BITS, state[_LAST], state[_SYNC] != 0
+    base, last, synced = state[_HIGH] << LOW_BITS, state[LAST], state[_SYNC] != 0
     outside, unsynced = 0, 0
     for i in range(len(words)):
         word = np.int64(words[i])
@@ -252,22 +233,22 @@ def _decode_single(
             elif column < width and row < height:
                 now = (base | ((word >> LOW_SHIFT) & 0x3F)) * 1000
                 if now < last:
-                    state[_LAST] = last
+                    state[LAST] = last
                     # Times that did not fall are settled below: the raw one is the last one then.
-                    now = _settle(now, n, tally[TRIGGERS], state, tally)
+                    now = settle_next(now, n, tally[TRIGGERS], state, tally)
                     last = now
                 else:
                     last = now
-                    state[_RAW] = now
+                    state[RAW] = now
                 t[n], x[n], y[n], p[n] = now, column, row, kind
                 n += 1
             else:
                 outside += 1
         else:
-            state[_LAST] = last
+            state[LAST] = last
             hint = _other_word(kind, word, hint, n, state, tally, edge_t, edge_p, edge_channel)
-            base, last, synced = state[_HIGH] << LOW_BITS, state[_LAST], state[_SYNC] != 0
-    state[_LAST] = last
+            base, last, synced = state[_HIGH] << LOW_BITS, state[LAST], state[_SYNC] != 0
+    state[LAST] = last
     tally[OUTSIDE] += outside
     tally[UNSYNCED] += unsynced
     return n
@@ -300,7 +281,7 @@ def _decode_vectors(
         if inside == 0:
             continue
         now = ((state[_HIGH] << LOW_BITS) | ((word >> LOW_SHIFT) & 0x3F)) * 1000
-        now = _settle(now, n, tally[TRIGGERS], state, tally)
+        now = settle_next(now, n, tally[TRIGGERS], state, tally)
         rest = np.int64(inside)
         column = first
         while rest:

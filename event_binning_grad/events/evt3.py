@@ -31,7 +31,7 @@ from event_binning_grad.events.part import (
     tallied_part,
     trigger_arrays,
 )
-from event_binning_grad.events.time_rules import MAX_STEP_BACK_NS, UNKNOWN_TIME
+from event_binning_grad.events.time_rules import UNKNOWN_TIME, settle
 
 # The type of a word stands in its top four bits.
 ADDR_Y = 0x0
@@ -52,6 +52,9 @@ LOW_BITS = 12
 HIGHS_PER_WRAP = 1 << 12  # TIME_HIGH counts 4.096 ms and wraps after 16.777 s
 US_PER_WRAP = 1 << 24
 NO_HINT = -1
+# A sensor's clock that is further ahead of the host's than this (1 s) began anew: arrivals are
+# late, never early.
+_MAX_AHEAD = 1 << 8
 
 _DEFINED_WORDS = (
     ADDR_Y, ADDR_X, VECT_BASE_X, VECT_12, VECT_8, TIME_LOW, CONTINUED_4, TIME_HIGH, EXT_TRIGGER,
@@ -101,8 +104,9 @@ class Evt3Stream:
     ) -> Part:
         """Decodes a chunk; t is the unwrapped sensor time in ns, never decreasing.
 
-        data: uint8 [bytes], read-only. hint_us: about where the sensor's clock must stand at the
-        chunk's first word (within 8 s); it settles how often the clock wrapped in silence.
+        data: uint8 [bytes], read-only. hint_us: where the sensor's clock stands at the chunk's
+        first word, by the host's: up to 15 s ahead of it, as arrivals are late, but not 1 s behind.
+        It settles how often the clock wrapped in silence, and whether it began anew.
         """
         high_byte = 0 if big_endian else 1
         data, was_cut = self._cutter.cut(data, big_endian)
@@ -136,6 +140,15 @@ def _nearest_high(reference, counter):
 
 
 @njit(nogil=True, cache=True)
+def _hinted_high(hint, counter):
+    """The last unwrapped TIME_HIGH up to the hint that shows this 12-bit counter."""
+    new_high = hint + ((counter - hint) & (HIGHS_PER_WRAP - 1))
+    if new_high > hint + _MAX_AHEAD and new_high >= HIGHS_PER_WRAP:
+        new_high -= HIGHS_PER_WRAP
+    return new_high
+
+
+@njit(nogil=True, cache=True)
 def _decode(
     data, high_byte, width, height, hint, state, tally, t, x, y, p, edge_t, edge_p, edge_channel
 ):
@@ -165,10 +178,10 @@ def _decode(
             now = ((high << LOW_BITS) | low) * 1000
             if sync != _TIME_UNKNOWN:
                 sync = _TIME_KNOWN
-                if now < raw:
-                    tally[STEPS_BACK] += 1
+                _, is_back, is_reset = settle(now, last, raw)
+                tally[STEPS_BACK] += is_back
                 raw = now
-                if now < last - MAX_STEP_BACK_NS and last != UNKNOWN_TIME:
+                if is_reset:
                     # Another clock: time goes on from here, and what came before in this chunk
                     # cannot stand in one ordered array with what follows.
                     tally[RESETS] += 1
@@ -195,8 +208,9 @@ def _decode(
             if high < 0 and hint == NO_HINT:
                 new_high = value
             elif hint != NO_HINT:
-                new_high = _nearest_high(hint, value)
-                if sync == _TIME_KNOWN and new_high != _nearest_high(high, value):
+                # Behind an event it may come late in the chunk, and no word tells how late.
+                new_high = _hinted_high(hint, value) if n == 0 else _nearest_high(hint, value)
+                if sync == _TIME_KNOWN and new_high > max(high, _nearest_high(high, value)):
                     tally[GAPS] += 1
             else:
                 new_high = _nearest_high(high, value)

@@ -19,12 +19,14 @@ KNOWN_SENSORS = ((240, 180), (304, 240), (320, 320), (346, 260), (640, 480), (12
 class FileRecording:
     """A recording in one file, without truth or messages; the base of such readers.
 
-    encoding: that of its packets; "" where packets() yields Events.
+    encoding: that of its packets; "" where packets() yields Events. cut_bytes: at the file's end,
+    which are no whole event or packet; known after packets() ran.
     """
 
     topic: str | None = None
     kind = "file"
     encoding = ""
+    cut_bytes = 0
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,6 +39,10 @@ class FileRecording:
         """What packets() could not use as it was, by reason, after it ran."""
         return {}
 
+    def warnings(self) -> list[str]:
+        """What is wrong with the file, a line each; complete after packets() ran."""
+        return [cut_short(self.path, self.cut_bytes)] if self.cut_bytes else []
+
     def calibration(self) -> dict[str, Any] | None:
         """The format holds no calibration: None."""
         return None
@@ -48,6 +54,15 @@ class FileRecording:
     def flow_truth(self) -> FlowTruths | None:
         """The format holds no optical flow: None."""
         return None
+
+
+def cut_short(path: Path, lost_bytes: int) -> str:
+    """The warning about a file that ends too early."""
+    return (
+        f"{path} is cut short: left out were the bytes at its end that are no whole event or "
+        f"packet ({lost_bytes:,}), and what came behind them is missing. Copy the file again from "
+        "where it was recorded, or go on with what is there"
+    )
 
 
 def smallest_sensor(max_x: int, max_y: int, path: Path, remedy: str) -> tuple[int, int]:

@@ -100,7 +100,6 @@ class FixedSizeStream:
 def check_fixed_size(encoding: str, size: int, time_base: int) -> None:
     """Raises PacketError for a packet that cannot be a whole number of events."""
     stride = BYTES_PER_EVENT[encoding]
-    # The last event of a CDR sequence has no padding behind it.
     whole = size == 0 or size % stride == (13 if encoding == "event_array" else 0)
     if not whole:
         raise PacketError(

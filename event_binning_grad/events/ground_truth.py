@@ -150,9 +150,16 @@ def read_pose_track(path: Path) -> PoseTrack:
 
 
 def read_gyro(path: Path) -> GroundTruth:
-    """Angular velocity of an imu.txt: t ax ay az gx gy gz (s, m/s^2, rad/s)."""
+    """Angular velocity of an imu.txt, see read_imu."""
+    t_ns, motion = read_imu(path)
+    return GroundTruth(t_ns, motion[:, :3].copy(), None, f"{path} (gyroscope)")
+
+
+def read_imu(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Times in ns, and angular velocity (rad/s) and acceleration (m/s^2) [N, 6], of an imu.txt:
+    t ax ay az gx gy gz (s, m/s^2, rad/s)."""
     rows = _load_rows(path, "t ax ay az gx gy gz")
-    return GroundTruth(_to_ns(rows[:, 0]), rows[:, 4:7].copy(), None, f"{path} (gyroscope)")
+    return _to_ns(rows[:, 0]), rows[:, [4, 5, 6, 1, 2, 3]]
 
 
 def read_poses(path: Path) -> GroundTruth:

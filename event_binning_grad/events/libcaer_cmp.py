@@ -12,8 +12,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from event_binning_grad.events.part import Part, event_arrays, native_words
-from event_binning_grad.events.time_rules import MAX_STEP_BACK_NS, UNKNOWN_TIME
+from event_binning_grad.events.part import (
+    LAST,
+    OUTSIDE,
+    RAW,
+    TALLY_PLACES,
+    UNKNOWN,
+    UNSYNCED,
+    Part,
+    event_arrays,
+    native_words,
+    settle_next,
+    tallied_part,
+    trigger_arrays,
+)
+from event_binning_grad.events.time_rules import UNKNOWN_TIME
 
 TIME_HIGH = 0x0
 TIME_LOW = 0x1
@@ -26,8 +39,6 @@ WORD_BYTES = 2
 _COORDINATE_MASK = 0x7FF
 # The driver keeps but 4 bits of TIME_HIGH: it wraps after 65.5 ms in a packet that lasts so long.
 _DRIVERS_HIGHS = 16
-_LAST, _RAW = range(2)
-_FIRST, _UNKNOWN, _OUTSIDE, _UNSYNCED, _STEPS_BACK, _RESETS = range(6)
 
 
 class LibcaerCmpStream:
@@ -50,21 +61,9 @@ class LibcaerCmpStream:
         """
         words = native_words(data, big_endian, np.uint16)
         t, x, y, p = event_arrays(_capacity(words))
-        tally = np.zeros(6, np.int64)
+        tally = np.zeros(TALLY_PLACES, np.int64)
         n = _decode(words, width, height, time_base, self._state, tally, t, x, y, p)
-        keep = slice(int(tally[_FIRST]), n)
-        return Part(
-            t[keep],
-            x[keep],
-            y[keep],
-            p[keep],
-            discarded=int(tally[_FIRST]),
-            unknown_words=int(tally[_UNKNOWN]),
-            out_of_bounds=int(tally[_OUTSIDE]),
-            unsynchronised=int(tally[_UNSYNCED]),
-            steps_back=int(tally[_STEPS_BACK]),
-            resets=int(tally[_RESETS]),
-        )
+        return tallied_part((t, x, y, p), n, trigger_arrays(0), tally, was_cut=False)
 
 
 @njit(nogil=True, cache=True)
@@ -75,23 +74,6 @@ def _capacity(words):
         kind = words[i] >> 12
         count += (kind == ADDR_Y) + 8 * (kind == VECT_8)
     return count
-
-
-@njit(nogil=True, cache=True)
-def _settle(now, n, state, tally):
-    """The time that an event gets which comes at `now`, see time_rules."""
-    last = state[_LAST]
-    if now < state[_RAW]:
-        tally[_STEPS_BACK] += 1
-    state[_RAW] = now
-    if now >= last:
-        last = now
-    elif now < last - MAX_STEP_BACK_NS and last != UNKNOWN_TIME:
-        tally[_RESETS] += 1
-        tally[_FIRST] = n
-        last = now
-    state[_LAST] = last
-    return last
 
 
 @njit(nogil=True, cache=True)
@@ -113,13 +95,14 @@ def _decode(words, width, height, time_base, state, tally, t, x, y, p):
             while mask:
                 if mask & 1:
                     if column < 0 or first < 0:
-                        tally[_UNSYNCED] += 1
+                        tally[UNSYNCED] += 1
                     elif column < width and at < height:
-                        t[n] = _settle(now, n, state, tally)
+                        settled = now == state[RAW]
+                        t[n] = state[LAST] if settled else settle_next(now, n, 0, state, tally)
                         x[n], y[n], p[n] = column, at, on
                         n += 1
                     else:
-                        tally[_OUTSIDE] += 1
+                        tally[OUTSIDE] += 1
                 mask >>= 1
                 at += 1
         elif kind == ADDR_X:
@@ -140,5 +123,5 @@ def _decode(words, width, height, time_base, state, tally, t, x, y, p):
         elif kind == VECT_BASE_Y:
             row, polarity = value & _COORDINATE_MASK, value >> 11
         else:
-            tally[_UNKNOWN] += 1
+            tally[UNKNOWN] += 1
     return n

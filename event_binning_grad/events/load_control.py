@@ -119,7 +119,7 @@ class LoadCounters:
 
 
 # Places in the state of a stream, and in the tally of one call.
-_SLOT, _SEEN, _KEPT, _SEEN_BEFORE, _NUMBER = range(5)
+_SLOT, _SEEN, _KEPT, _SEEN_BEFORE, _DEBT, _NUMBER = range(6)
 _ROI, _MASKED, _REFRACTORY, _BACKGROUND, _DECIMATED, _OVER = range(6)
 
 
@@ -151,7 +151,7 @@ class LoadControl:
             or self._refractory_ns > 0
             or self._background_ns > 0
         )
-        self._state = np.zeros(5, np.int64)
+        self._state = np.zeros(6, np.int64)
         self._mask: Mask = np.zeros((0, 0), np.bool_)
         self._counts = np.zeros((0, 0), np.int32)
         self._forget_time()
@@ -276,7 +276,7 @@ class LoadControl:
         self._forget_time()
 
     def _forget_time(self) -> None:
-        self._state[[_SLOT, _SEEN, _KEPT, _SEEN_BEFORE]] = -2, 0, 0, 0
+        self._state[[_SLOT, _SEEN, _KEPT, _SEEN_BEFORE, _DEBT]] = -2, 0, 0, 0, 0
         self._last_ns = UNKNOWN_TIME
         self._judge_at_ns: int | None = None
         width, height = self._size or (0, 0)
@@ -314,22 +314,38 @@ def _hash(number, time):
 
 
 @njit(nogil=True, cache=True)
+def _begin_slot(slot, budget, state):
+    """What a burst brought too much is a debt, of which a slot pays back half its budget."""
+    since = max(1, slot - state[_SLOT])
+    kept = np.float64(state[_KEPT])
+    if kept <= _SOFT * budget:
+        kept = min(kept, budget)  # that is chance
+    state[_DEBT] = np.int64(max(0.0, state[_DEBT] + kept - budget * since))
+    state[_SEEN_BEFORE] = state[_SEEN] if since == 1 else 0
+    state[_SLOT], state[_SEEN], state[_KEPT] = slot, 0, 0
+
+
+@njit(nogil=True, cache=True)
+def _room(budget, state):
+    """How many events the slot shall keep."""
+    return budget - min(np.float64(state[_DEBT]), budget / 2)
+
+
+@njit(nogil=True, cache=True)
 def _is_below_cap(t, budget, state):
     """Whether all events can be kept; then they are counted, else the state stays as it is."""
-    slot, seen, kept, before = state[_SLOT], state[_SEEN], state[_KEPT], state[_SEEN_BEFORE]
-    start = 0
+    now, start = state.copy(), 0
     while start < len(t):
-        now = t[start] // SLOT_NS
-        if now != slot:
-            before = seen if now == slot + 1 else 0
-            slot, seen, kept = now, 0, 0
+        slot = t[start] // SLOT_NS
+        if slot != now[_SLOT]:
+            _begin_slot(slot, budget, now)
         stop = start + np.searchsorted(t[start:], (slot + 1) * SLOT_NS)
-        seen += stop - start
-        kept += stop - start
-        if before > budget or kept > _SOFT * budget:
+        now[_SEEN] += stop - start
+        now[_KEPT] += stop - start
+        if now[_SEEN_BEFORE] > _room(budget, now) or now[_KEPT] > _SOFT * budget:
             return False
         start = stop
-    state[_SLOT], state[_SEEN], state[_KEPT], state[_SEEN_BEFORE] = slot, seen, kept, before
+    state[:] = now
     state[_NUMBER] += len(t)
     return True
 
@@ -349,13 +365,12 @@ def _thin(t, x, y, p, keep_below, budget, state, tally, t_out, x_out, y_out, p_o
         if budget > 0:
             slot = t[i] // SLOT_NS
             if slot != state[_SLOT]:
-                state[_SEEN_BEFORE] = state[_SEEN] if slot == state[_SLOT] + 1 else 0
-                state[_SLOT], state[_SEEN], state[_KEPT] = slot, 0, 0
+                _begin_slot(slot, budget, state)
                 seen_before = kept_before = 0
             stop = i + np.searchsorted(t[i:], (slot + 1) * SLOT_NS)
             share = 1.0
-            if state[_SEEN_BEFORE] > budget:
-                share = budget / state[_SEEN_BEFORE]
+            if state[_SEEN_BEFORE] > _room(budget, state):
+                share = _room(budget, state) / state[_SEEN_BEFORE]
             halvings = max(0.0, np.floor((kept_before / budget - _SOFT) / _STEP) + 1)
             share_below = np.uint64(share * 0.5**halvings * 4294967296.0)
             kept_at_most = np.int64(np.ceil((_SOFT + halvings * _STEP) * budget)) - kept_before

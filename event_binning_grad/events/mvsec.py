@@ -65,6 +65,10 @@ class MvsecRecording:
         """What packets() could not use as it was, by reason, after it ran."""
         return asdict(self._unusable)
 
+    def warnings(self) -> list[str]:
+        """Nothing: HDF5 that is cut short cannot be opened at all."""
+        return []
+
     def calibration(self) -> dict[str, Any] | None:
         """The camera as fields of sensor_msgs/CameraInfo; None if there is no calibration file."""
         path, camera = self._camera()
@@ -101,6 +105,12 @@ class MvsecRecording:
             turning.t_ns, turning.angular_velocity, moving.linear_velocity, source, moving.t_ns
         )
 
+    def inertial(self) -> Iterator[tuple[int, NDArray[np.float64]]] | None:
+        """stamp_ns, and angular velocity (rad/s) and acceleration (m/s²) [6], in the IMU's own
+        frame; None if the file holds no IMU."""
+        samples = self._imu()
+        return None if samples is None else zip(samples[0].tolist(), samples[1], strict=True)
+
     def flow_truth(self) -> FlowTruths | None:
         """The flow between the lidar's depth images (20 Hz), on the sensor's own pixels.
 
@@ -130,6 +140,16 @@ class MvsecRecording:
                     yield read(flows, k)
 
         return _truths(times, count, f"{path} (flow_dist)", frames_of_hdf5)
+
+    def frame_times_ns(self) -> NDArray[np.int64] | None:
+        """Times of the camera's grey frames, from one to the next of which (or to the fourth) flow
+        is compared in the literature; None where the file has none."""
+        name = f"davis/{self.side}/image_raw_ts"
+        with open_hdf5(self._file) as file:
+            if name not in file:
+                return None
+            t_ns = _to_ns(read(dataset(file, name, None)))
+        return t_ns[_rising(t_ns)]
 
     @property
     def _gt_file(self) -> Path:
@@ -174,16 +194,25 @@ class MvsecRecording:
             R_camera_from_imu = np.array(camera["T_cam_imu"], np.float64).reshape(4, 4)[:3, :3]
         except (TypeError, ValueError):
             raise CalibrationError(f"{path}: T_cam_imu is no 4 x 4 matrix") from None
+        samples = self._imu()
+        if samples is None:
+            return None
+        t_ns, motion = samples
+        omega = motion[:, :3] @ R_camera_from_imu.T
+        return GroundTruth(t_ns, omega, None, f"{self._file} (gyroscope)")
+
+    def _imu(self) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+        """Times in ns, and angular velocity and acceleration [N, 6]; None if there is none."""
+        name = f"davis/{self.side}/imu"
         with open_hdf5(self._file) as file:
-            if "davis/left/imu" not in file:
+            if name not in file:
                 return None
-            rows = read(dataset(file, "davis/left/imu", None, 6))
-            t_ns = _to_ns(read(dataset(file, "davis/left/imu_ts", len(rows))))
+            rows = read(dataset(file, name, None, 6))
+            t_ns = _to_ns(read(dataset(file, f"{name}_ts", len(rows))))
         fresh = _rising(t_ns)
         if not fresh.any():
             return None
-        omega = rows[fresh, 3:] @ R_camera_from_imu.T  # rows are ax ay az gx gy gz
-        return GroundTruth(t_ns[fresh], omega, None, f"{self._file} (gyroscope)")
+        return t_ns[fresh], rows[fresh][:, [3, 4, 5, 0, 1, 2]]  # rows are ax ay az gx gy gz
 
     def _poses(self) -> GroundTruth | None:
         if not self._gt_file.is_file():

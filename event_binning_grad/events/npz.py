@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from event_binning_grad.errors import RecordingError
 from event_binning_grad.events.file_recording import FileRecording, learnt_size
 from event_binning_grad.events.in_order import Unusable, events_in_order
+from event_binning_grad.events.new_file import appearing
 from event_binning_grad.events.types import Events
 
 COLUMNS = {"t": np.dtype("<i8"), "x": np.dtype("<u2"), "y": np.dtype("<u2"), "p": np.dtype("u1")}
@@ -48,22 +48,14 @@ def write_npz(
     for a sensor size that changes.
     """
     path = Path(path)
-    if path.exists():
-        raise RecordingError(f"{path} exists already: choose another path or delete it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workplace:
-            folder = Path(workplace)
-            written, size = _write_columns(folder, chunks, path)
-            scalars: dict[str, Any] = {"width": np.int64(size[0]), "height": np.int64(size[1])}
-            if camera_info is not None:
-                scalars |= {name: np.asarray(camera_info[name], float) for name in CAMERA_ARRAYS}
-                scalars["distortion_model"] = np.array(str(camera_info["distortion_model"]))
-            unfinished = folder / path.name
-            _pack(unfinished, folder, written, scalars)
-            unfinished.rename(path)
-    except OSError as error:
-        raise RecordingError(f"{path} cannot be written: {error.strerror}") from None
+    with appearing(path) as unfinished:
+        folder = unfinished.parent
+        written, size = _write_columns(folder, chunks, path)
+        scalars: dict[str, Any] = {"width": np.int64(size[0]), "height": np.int64(size[1])}
+        if camera_info is not None:
+            scalars |= {name: np.asarray(camera_info[name], float) for name in CAMERA_ARRAYS}
+            scalars["distortion_model"] = np.array(str(camera_info["distortion_model"]))
+        _pack(unfinished, folder, written, scalars)
     return written
 
 
@@ -216,6 +208,8 @@ class NpzRecording(FileRecording):
             raise
         except (*_DAMAGED, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if not zipfile.is_zipfile(self.path):
+                reason = "it is cut short, or no zip at all: copy it again"
             raise RecordingError(
                 f"{self.path} cannot be read: {reason}; expected an .npz of "
                 f"{', '.join(COLUMNS)}, width and height"

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
+from event_binning_grad.events.time_rules import settle
 from event_binning_grad.events.types import NO_TRIGGERS, Triggers
 
 # Of 128 shifted words many are undefined, of whole ones none but a vendor's padding.
@@ -16,12 +18,14 @@ _ALIGNMENT_WORDS = 128
 _SHIFTED_WORDS = 8
 
 
-# Places in the tally of one call of a decoder of Prophesee's words.
+# Places in the tally of one call of a decoder of words.
 (
     FIRST, FIRST_TRIGGER, TRIGGERS, UNKNOWN, IGNORED, OUTSIDE, UNSYNCED, STEPS_BACK, RESETS, GAPS,
     LOST_TRIGGERS,
 ) = range(11)  # fmt: skip
 TALLY_PLACES = 11
+# First places in the state of a stream: time of the event before, ns, after settling and before.
+LAST, RAW = range(2)
 
 
 @dataclass(slots=True)
@@ -63,6 +67,18 @@ def trigger_arrays(
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8]]:
     """Arrays t, p, channel for so many triggers."""
     return np.empty(capacity, np.int64), np.empty(capacity, np.uint8), np.empty(capacity, np.uint8)
+
+
+@njit(nogil=True, cache=True)
+def settle_next(now, n, k, state, tally):
+    """The time in ns that event n, or edge k, gets which comes at `now`, see time_rules."""
+    at, is_back, is_reset = settle(now, state[LAST], state[RAW])
+    tally[STEPS_BACK] += is_back
+    if is_reset:
+        tally[RESETS] += 1
+        tally[FIRST], tally[FIRST_TRIGGER] = n, k
+    state[LAST], state[RAW] = at, now
+    return at
 
 
 def tallied_part(
@@ -114,11 +130,11 @@ class WordCutter:
     kinds: the values of the word's top four bits that the format defines.
     """
 
-    def __init__(self, word_bytes: int, kinds: tuple[int, ...], type_at: int | None = None) -> None:
-        """type_at: the byte that holds the kind in little-endian words; the last one if None."""
+    def __init__(self, word_bytes: int, kinds: tuple[int, ...]) -> None:
         self._size = word_bytes
         self._kinds = kinds
-        self.type_at = word_bytes - 1 if type_at is None else type_at
+        self.type_at = word_bytes - 1
+        """The byte that holds the kind in little-endian words."""
         self._left: NDArray[np.uint8] | None = None
 
     def lose(self) -> None:

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 from event_binning_grad.errors import RecordingError
 from event_binning_grad.events import aedat4
 from event_binning_grad.events.aedat4 import Aedat4Recording
-from event_binning_grad.events.bags import STORAGE_SUFFIXES, BagRecording, write_bag
+from event_binning_grad.events.bag_files import STORAGE_SUFFIXES
+from event_binning_grad.events.bag_writer import write_bag
+from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.dsec import DsecRecording, find_events
 from event_binning_grad.events.file_recording import open_file
 from event_binning_grad.events.flow_truth import FlowTruth, FlowTruths
@@ -41,12 +43,17 @@ __all__ = [
 ]
 
 _HEAD_BYTES = 512
+_FILE_SUFFIXES = (".bag", ".aedat4", ".raw", ".dat", ".npz")
+_SHOWN = 5
+_OF_ONE_CAMERA = (TextRecording, NpzRecording, RawRecording, DatRecording)
 
 
 class Recording(Protocol):
     """What every recording can do. packets() may be called again; it starts from the beginning.
 
     kind: its format, for people. encoding: that of its packets; "" where packets() yields Events.
+    warnings(): what is wrong with the file as such, above all that it is cut short, a line each;
+    complete after packets() ran.
     """
 
     path: Path
@@ -64,6 +71,7 @@ class Recording(Protocol):
     def packets(self) -> Iterator[EventPacket] | Iterator[Events]: ...
     def raw_messages(self) -> Iterator[Any]: ...
     def unusable(self) -> dict[str, int]: ...
+    def warnings(self) -> list[str]: ...
     def calibration(self) -> dict[str, Any] | None: ...
     def ground_truth(self) -> GroundTruth | None: ...
     def flow_truth(self) -> FlowTruths | None: ...
@@ -77,18 +85,29 @@ def open_recording(path: Path | str, topic: str | None = None) -> Recording:
         or ROS 1 .bag, AEDAT4, Prophesee .raw and .dat, *_data.hdf5 (MVSEC), events.h5 (DSEC), .npz,
         or text of a line for each event.
     topic: the events' topic, where a bag holds several; the camera, where an AEDAT4 file does;
-        "left" (the default) or "right" camera of MVSEC and DSEC.
+        "left" (the default) or "right" camera of MVSEC and DSEC; None of all others.
     Raises RecordingError if there is nothing that can be read.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise RecordingError(f"{path} does not exist: expected a recording")
-    if path.is_dir():
-        return _open_directory(path, topic)
+    recording = _open_directory(path, topic) if path.is_dir() else _open_file(path, topic)
+    if topic is not None and isinstance(recording, _OF_ONE_CAMERA):
+        raise RecordingError(
+            f"{path} holds the events of one camera, found the topic {topic}: leave it out"
+        )
+    return recording
+
+
+def _open_file(path: Path, topic: str | None) -> Recording:
     if not path.is_file():
         raise RecordingError(f"{path} is neither a file nor a directory: expected a recording")
     with open_file(path) as file:
         head = file.read(_HEAD_BYTES)
+    if not head:
+        raise RecordingError(f"{path} is empty, expected a recording: copy or record it again")
+    if path.name == "metadata.yaml":
+        raise RecordingError(f"{path} is part of a bag: open its folder {path.absolute().parent}")
     suffix = path.suffix.lower()
     if head.startswith(b"#ROSBAG") or suffix in (".bag", *STORAGE_SUFFIXES):
         return BagRecording(path, topic)
@@ -107,11 +126,13 @@ def open_recording(path: Path | str, topic: str | None = None) -> Recording:
         return _open_data_set(path, topic)
     if head.startswith(b"PK\x03\x04") or suffix == ".npz":
         return NpzRecording(path)
+    if suffix == ".csv":
+        return TextRecording(path)
     if suffix == ".dat" or (head.startswith(b"% ") and b"Data file containing" in head):
         return DatRecording(path)
     if suffix == ".raw" or head.startswith(b"% "):
         return RawRecording(path)
-    if suffix in (".txt", ".csv") or _is_text(head):
+    if suffix == ".txt" or _is_text(head):
         return TextRecording(path)
     for name, magic in ((".mcap", b"\x89MCAP0\r\n"), (".db3", b"SQLite format 3")):
         if head.startswith(magic):
@@ -128,6 +149,17 @@ def _open_directory(path: Path, topic: str | None) -> Recording:
         return BagRecording(path, topic)
     if any(path.glob(f"*{DATA_SUFFIX}")) or find_events(path) or find_events(path, "right"):
         return _open_data_set(path, topic)
+    kinds = (*STORAGE_SUFFIXES, *_FILE_SUFFIXES)
+    inside = sorted(
+        each.name
+        for each in path.iterdir()
+        if each.suffix in kinds or (each / "metadata.yaml").is_file()
+    )
+    if inside:
+        more = ", …" if len(inside) > _SHOWN else ""
+        raise RecordingError(
+            f"{path} is a folder of recordings: choose one of {', '.join(inside[:_SHOWN])}{more}"
+        )
     raise _unknown(path)
 
 
@@ -151,5 +183,5 @@ def _unknown(path: Path) -> RecordingError:
     return RecordingError(
         f"{path} is no recording that is known here: expected a directory with events.txt, a "
         "rosbag2 directory, an MVSEC or DSEC sequence, or a file in one of the formats mcap, db3, "
-        "bag, aedat4, raw, dat, hdf5, npz and text"
+        "bag, aedat4, raw, dat, hdf5, npz, csv and text"
     )

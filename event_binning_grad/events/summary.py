@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_binning_grad.errors import EventBinningError, PacketError
-from event_binning_grad.events.bags import (
+from event_binning_grad.events.bag_messages import (
     IMAGE_TYPE,
     IMU_TYPE,
     RANGE_TYPE,
     TWIST_TYPE,
-    BagRecording,
 )
+from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.decoder import DecoderCounters, PacketDecoder
 from event_binning_grad.events.hot_pixels import JUDGED_EACH_NS, MASK_FROM, HotPixels
 from event_binning_grad.events.recordings import Recording
+from event_binning_grad.events.repacking import packets_and_edges
 from event_binning_grad.events.time_rules import MAX_STEP_BACK_NS
 from event_binning_grad.events.types import (
     NS_PER_MS,
@@ -40,7 +41,7 @@ CLOCK_JUMP_NS = NS_PER_S // 2
 MAX_DISCONTINUITIES = 20
 
 _CLOCK_COUNTERS = ("clock_resets", "clock_gaps", "time_steps_back")
-_PACKET_COUNTERS = ("lost_packets", "late_packets", "cut_packets")
+_PACKET_COUNTERS = ("lost_packets", "late_packets", "repeated_packets", "cut_packets")
 _EVENT_COUNTERS = (
     "out_of_bounds_events", "unsynchronised_events", "discarded_events", "invalid_events",
     "unknown_words", "lost_triggers",
@@ -58,6 +59,7 @@ class Summary:
     duration_ns: what the events span; where the clock was set back, the sum of the spans.
     rate: events in each bin of rate_bin_ns, from the first event on, the spans one after another.
     discontinuities: (duration_ns so far, why), the first MAX_DISCONTINUITIES.
+    warnings: what is wrong with the recording's files, a line each.
     hot_pixels: bool [H, W], by the rule of the pipeline's load control; None where the recording
         is too short to learn them. hot_pixel_events: events that these pixels ever fired.
     """
@@ -85,6 +87,7 @@ class Summary:
     decoder: DecoderCounters = field(default_factory=DecoderCounters)
     rejected: Counter[str] = field(default_factory=Counter)
     unusable: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     triggers_rising: int = 0
     triggers_falling: int = 0
     hot_pixels: NDArray[np.bool_] | None = None
@@ -132,6 +135,7 @@ class Summary:
             "rejected_packets": dict(self.rejected),
             "event_problems": {name: counted[name] for name in _EVENT_COUNTERS},
             "unusable": self.unusable,
+            "warnings": self.warnings,
             "discontinuities": [
                 {"after_s": after_ns / NS_PER_S, "reason": reason}
                 for after_ns, reason in self.discontinuities
@@ -163,7 +167,7 @@ def summarise(recording: Recording, progress: Callable[[int], None] | None = Non
         topics=dict(getattr(recording, "topics", {})),
     )
     _Pass(summary).run(recording, progress or (lambda events: None))
-    summary.unusable = dict(recording.unusable())
+    summary.unusable, summary.warnings = dict(recording.unusable()), list(recording.warnings())
     summary.calibration = _calibration(recording)
     summary.ground_truth, summary.flow_truth = _truth(recording)
     summary.companions = _companions(recording)
@@ -189,7 +193,7 @@ class _Pass:
 
     def run(self, recording: Recording, progress: Callable[[int], None]) -> None:
         summary = self._summary
-        for part in recording.packets():
+        for part in packets_and_edges(recording):
             if isinstance(part, Events):
                 self._take(part)
                 progress(len(part))
@@ -400,7 +404,7 @@ def _companion_names(recording: Recording) -> Iterator[str]:
                 yield f"{name} {topic}"
         return
     for name, reader in (
-        ("imu", "imu"), ("imu", "gyro"), ("depth", "depth_images"), ("range", "ranges"),
+        ("imu", "inertial"), ("depth", "depth_images"), ("range", "ranges"),
         ("poses", "poses"),
     ):  # fmt: skip
         read = getattr(recording, reader, None)

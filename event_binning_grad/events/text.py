@@ -1,12 +1,17 @@
-"""The text layout of the Event Camera Dataset: events.txt beside calib.txt, imu.txt and others.
+"""The text layout of the Event Camera Dataset: events.txt beside calib.txt, imu.txt and others; and
+the CSV of Metavision's tools.
 
 A row is `t x y p`, or `t x y depth p`: the first row's number of columns says which. The depth (m)
 is checked to be a number and not used. Rows of that kind come from undistorted recordings, where x
 and y have a fraction: it is rounded to the nearest pixel.
+
+A row of CSV is `x,y,p,t`, whole numbers, t in us. It is told from `t x y p` by a fourth number that
+is no polarity, or by lines before it that begin with %.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -18,6 +23,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from event_binning_grad.errors import RecordingError
+from event_binning_grad.events.file_recording import cut_short, open_file, smallest_sensor
 from event_binning_grad.events.flow_truth import FlowTruths
 from event_binning_grad.events.ground_truth import (
     GroundTruth,
@@ -25,6 +31,7 @@ from event_binning_grad.events.ground_truth import (
     read_constant,
     read_gyro,
     read_gyro_and_poses,
+    read_imu,
     read_pose_track,
     read_poses,
 )
@@ -33,16 +40,15 @@ from event_binning_grad.events.part import event_arrays
 from event_binning_grad.events.types import Events
 from event_binning_grad.geometry.camera import read_calib_txt
 
-KNOWN_SENSORS = ((240, 180), (346, 260), (640, 480), (1280, 720))
 BLOCK_BYTES = 1 << 20  # small enough to stay in the cache
 _SHORTEST_LINE = 8  # bytes of "0 0 0 0\n"
 
-_NEWLINE, _SPACE, _TAB, _RETURN, _COMMA, _HASH = (ord(c) for c in "\n \t\r,#")
+_NEWLINE, _SPACE, _TAB, _RETURN, _COMMA, _HASH, _PERCENT = (ord(c) for c in "\n \t\r,#%")
 _ZERO, _NINE, _DOT, _MINUS, _PLUS, _E = (ord(c) for c in "09.-+e")
 _MAX_EXPONENT = 1 << 40  # beyond any line's length, whatever its digits
 _MAX_VALUE = 1 << 62
 _MAX_COORDINATE = 65535
-_NS_DIGITS = 9
+_NS_DIGITS, _NS_DIGITS_OF_US = 9, 3
 _MOST_DIGITS = 19  # of int64
 _MOST_PLACES = 18  # the largest power of ten in int64
 _POWERS = 10 ** np.arange(_MOST_PLACES + 1, dtype=np.int64)
@@ -55,6 +61,9 @@ _EXPECTED = {
     _DEPTH_COLUMNS: "t x y depth p as in the first row: seconds, two pixel coordinates, metres "
     "and a polarity",
 }
+_EXPECTED_CSV = "x,y,p,t as before: two pixel coordinates, a polarity and us"
+_CSV_ROW = re.compile(rb"^[ \t]*\d+,[ \t]*\d+,[ \t]*-?[01],[ \t]*(\d+)[ \t\r]*$", re.MULTILINE)
+_GEOMETRY = re.compile(rb"^%[ \t]*geometry[: \t]+(\d{1,5})[,x](\d{1,5})[ \t\r]*$", re.MULTILINE)
 
 
 class _Survey(NamedTuple):
@@ -70,16 +79,17 @@ class _Survey(NamedTuple):
 class TextRecording:
     """A recording of lines `t x y p` (s, pixels, polarity 0/1 or -1/1) in events.txt.
 
-    A time is read exactly and rounded to ns, half a ns away from zero. Lines `t x y depth p` are
-    read as well, see the top of this file.
+    A time is read exactly and rounded to ns, half a ns away from zero. Lines `t x y depth p` and
+    `x,y,p,t` are read as well, see the top of this file.
 
     path: the directory, or the events file itself; other files are looked for beside it.
     Counted while packets() runs: out_of_bounds_events (outside the size that calib.txt gives),
-    time_steps_back.
+    time_steps_back, cut_bytes (of a last line that is not whole).
     """
 
     topic: str | None = None
-    kind, encoding = "event camera dataset text", ""
+    encoding = ""
+    cut_bytes = 0
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,6 +99,11 @@ class TextRecording:
             raise RecordingError(f"{self._events_file} does not exist: expected lines of t x y p")
         next(self._blocks(), None)  # whatever is no such text says so now, not later
         self._unusable = Unusable()
+
+    @property
+    def kind(self) -> str:
+        """Which of the layouts."""
+        return "Metavision CSV" if self._is_csv else "event camera dataset text"
 
     @property
     def out_of_bounds_events(self) -> int:
@@ -127,6 +142,10 @@ class TextRecording:
     def unusable(self) -> dict[str, int]:
         """What packets() could not use as it was, by reason, after it ran."""
         return asdict(self._unusable)
+
+    def warnings(self) -> list[str]:
+        """What is wrong with the file, a line each; complete after packets() ran."""
+        return [cut_short(self._events_file, self.cut_bytes)] if self.cut_bytes else []
 
     def calibration(self) -> dict[str, Any] | None:
         """calib.txt as fields of sensor_msgs/CameraInfo; None if there is no such file.
@@ -177,11 +196,27 @@ class TextRecording:
         path = self._directory / "imu.txt"
         return read_gyro(path) if path.is_file() else None
 
+    def inertial(self) -> Iterator[tuple[int, NDArray[np.float64]]] | None:
+        """stamp_ns, and angular velocity (rad/s) and acceleration (m/s²) [6], of imu.txt; None if
+        there is no such file."""
+        path = self._directory / "imu.txt"
+        if not path.is_file():
+            return None
+        t_ns, motion = read_imu(path)
+        return zip(t_ns.tolist(), motion, strict=True)
+
     @cached_property
     def _has_depth(self) -> bool:
-        with self._events_file.open("rb") as file:
-            text = file.read(BLOCK_BYTES) + b"\n"
-        return count_columns(np.frombuffer(text, np.uint8)) == _DEPTH_COLUMNS
+        return count_columns(np.frombuffer(self._head + b"\n", np.uint8)) == _DEPTH_COLUMNS
+
+    @property
+    def _head(self) -> bytes:
+        with open_file(self._events_file) as file:
+            return file.read(BLOCK_BYTES)
+
+    @cached_property
+    def _is_csv(self) -> bool:
+        return is_csv(self._head)
 
     @cached_property
     def _calib(self) -> tuple[list[float], tuple[int, int] | None] | None:
@@ -194,14 +229,11 @@ class TextRecording:
     def _sensor_size(self) -> tuple[int, int]:
         if self._calib is not None and self._calib[1] is not None:
             return self._calib[1]
+        if self._is_csv and (found := _GEOMETRY.search(self._head)) is not None:
+            return int(found[1]), int(found[2])
+        remedy = "write its width and height in a second line of calib.txt"
         survey = self._survey
-        for width, height in KNOWN_SENSORS:
-            if survey.max_x < width and survey.max_y < height:
-                return width, height
-        raise RecordingError(
-            f"{self._events_file}: events reach x {survey.max_x} and y {survey.max_y}, outside "
-            "every known sensor: write its width and height in a second line of calib.txt"
-        )
+        return smallest_sensor(survey.max_x, survey.max_y, self._events_file, remedy)
 
     @cached_property
     def _survey(self) -> _Survey:
@@ -219,8 +251,9 @@ class TextRecording:
 
         last_x, last_y: the sensor's last column and row, see `parse_events`.
         """
-        rest, line, columns = b"", 1, 0
-        with self._events_file.open("rb") as file:
+        rest, line, columns, last_t = b"", 1, 0, -_MAX_VALUE
+        self.cut_bytes = 0
+        with open_file(self._events_file) as file:
             while True:
                 block = file.read(BLOCK_BYTES)
                 text = rest + block if block else rest + b"\n"
@@ -232,21 +265,33 @@ class TextRecording:
                 columns = columns or count_columns(data)
                 t, x, y, p = event_arrays(len(text) // _SHORTEST_LINE + 1)
                 deep = columns == _DEPTH_COLUMNS
-                n, lines, bad = parse_events(data, t, x, y, p, deep, last_x, last_y)
-                if bad >= 0:
+                n, lines, bad = parse_events(data, t, x, y, p, deep, last_x, last_y, self._is_csv)
+                if not block and n and self._is_csv and t[n - 1] < last_t:
+                    n, bad = n - 1, 0  # digits of its time are missing
+                if bad >= 0 and not block and last_t > -_MAX_VALUE:
+                    self.cut_bytes = len(text) - 1
+                elif bad >= 0:
                     raise self._malformed(text[bad : text.index(b"\n", bad)], line + lines, columns)
                 line += lines
                 if n:
+                    last_t = int(t[n - 1])
                     yield t[:n], x[:n], y[:n], p[:n]
                 if not block:
                     return
 
     def _malformed(self, found: bytes, line: int, columns: int) -> RecordingError:
         expected = _EXPECTED.get(columns, _EXPECTED[_PLAIN_COLUMNS])
+        expected = _EXPECTED_CSV if self._is_csv else expected
         shown = found[:60].decode(errors="replace")
         return RecordingError(
             f"{self._events_file}, line {line}: found {shown!r}, expected {expected}"
         )
+
+
+def is_csv(head: bytes) -> bool:
+    """Whether a text that begins so has rows `x,y,p,t`."""
+    times = _CSV_ROW.findall(head)
+    return bool(times) and (head.startswith(b"%") or any(len(t) > 1 for t in times))
 
 
 @njit(nogil=True, cache=True)
@@ -255,7 +300,7 @@ def count_columns(text):
     at = 0
     while at < len(text):
         at = _skip_blanks(text, at)
-        if text[at] == _HASH:
+        if text[at] == _HASH or text[at] == _PERCENT:
             at = _line_end(text, at)
         columns = 0
         while text[at] != _NEWLINE:
@@ -270,27 +315,33 @@ def count_columns(text):
 
 
 @njit(nogil=True, cache=True)
-def parse_events(text, t, x, y, p, deep=False, last_x=0, last_y=0):
+def parse_events(text, t, x, y, p, deep=False, last_x=0, last_y=0, csv=False):
     """Parses whole lines `t x y p` of text (uint8 [bytes], ends with a newline).
 
     deep: the lines are `t x y depth p`, and x and y may have a fraction: it is rounded to the
     nearest pixel, but down from last_x and last_y on, so that a sensor of W columns holds all x
-    below W. Blank lines and those that begin with # are skipped. Returns the number of events, of
+    below W. csv: they are `x,y,p,t`, t in us. Blank lines and those that begin with # or % are
+    skipped. Returns the number of events, of
     lines read, and where the first malformed line starts (-1 if none is).
     """
     n, lines, at = 0, 0, 0
     while at < len(text):
         start = at
         at = _skip_blanks(text, at)
-        if text[at] == _HASH:
+        if text[at] == _HASH or text[at] == _PERCENT:
             at = _line_end(text, at)
         if text[at] != _NEWLINE:
-            time, at = _time(text, at)
-            column, at = _pixel(text, _next_field(text, at), deep, last_x)
+            time = np.int64(0)
+            if not csv:
+                time, at = _time(text, at, _NS_DIGITS)
+                at = _next_field(text, at)
+            column, at = _pixel(text, at, deep, last_x)
             row, at = _pixel(text, _next_field(text, at), deep, last_y)
             if deep:
                 at = _depth_end(text, _next_field(text, at))
             polarity, at = _polarity(text, _next_field(text, at))
+            if csv:
+                time, at = _time(text, _next_field(text, at), _NS_DIGITS_OF_US)
             if at >= 0:
                 at = _skip_blanks(text, at)
             if at < 0 or text[at] != _NEWLINE:
@@ -307,9 +358,11 @@ def parse_events(text, t, x, y, p, deep=False, last_x=0, last_y=0):
 
 
 @njit(nogil=True, cache=True)
-def _time(text, at):
-    """A time in ns, half a ns rounded away from zero."""
-    value, step, _, fits, at = _number(text, at, _NS_DIGITS)
+def _time(text, at, places):
+    """A time in ns, half a ns rounded away from zero; places: digits from its unit to a ns."""
+    if at < 0:
+        return np.int64(0), -1
+    value, step, _, fits, at = _number(text, at, places)
     return value + step, at if fits else -1
 
 

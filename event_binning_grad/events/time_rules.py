@@ -17,6 +17,20 @@ UNKNOWN_TIME = -(1 << 62)  # earlier than any time, with room to subtract
 
 
 @njit(nogil=True, cache=True)
+def settle(now, last, raw):
+    """The time that an event gets which comes at `now`, ns; whether that is a step back, and
+    whether it is a clock reset.
+
+    last, raw: time of the event before, after and before settling.
+    """
+    if now >= last:
+        return now, now < raw, False
+    if now < last - MAX_STEP_BACK_NS and last != UNKNOWN_TIME:
+        return now, now < raw, True
+    return last, now < raw, False
+
+
+@njit(nogil=True, cache=True)
 def settle_times(t, last, raw):
     """Makes t (int64 [N], ns) non-decreasing in place, going on from the times before it.
 
@@ -27,13 +41,9 @@ def settle_times(t, last, raw):
     first, steps_back, resets = 0, 0, 0
     for i in range(len(t)):
         now = t[i]
-        if now < raw:
-            steps_back += 1
-        raw = now
-        if now >= last:
-            last = now
-        elif now < last - MAX_STEP_BACK_NS and last != UNKNOWN_TIME:
-            first, resets, last = i, resets + 1, now
-        else:
-            t[i] = last
+        last, is_back, is_reset = settle(now, last, raw)
+        raw, t[i] = now, last
+        steps_back += is_back
+        if is_reset:
+            first, resets = i, resets + 1
     return np.int64(first), np.int64(steps_back), np.int64(resets), np.int64(last), np.int64(raw)

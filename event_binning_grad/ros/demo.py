@@ -27,7 +27,7 @@ from event_binning_grad.evaluation.evaluate import Evaluation, evaluate, recorde
 from event_binning_grad.evaluation.machine import machine
 from event_binning_grad.evaluation.metrics import AngularVelocityError, angular_velocity_error
 from event_binning_grad.evaluation.plots import plot_angular_velocity, plot_event_images
-from event_binning_grad.events.bags import EVENTS_TOPIC
+from event_binning_grad.events.bag_messages import EVENTS_TOPIC
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.recordings import open_recording
 from event_binning_grad.pipeline import PipelineConfig

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from event_binning_grad.cli import EXIT_BAD_INPUT, add_replay_arguments, require_ros
 from event_binning_grad.errors import ConfigError, EventBinningError
-from event_binning_grad.events.bags import EVENTS_TOPIC
-from event_binning_grad.events.recordings import open_recording
+from event_binning_grad.events.bag_messages import EVENTS_TOPIC
+from event_binning_grad.events.recordings import Recording, open_recording
 from event_binning_grad.events.repacking import Stretch
 from event_binning_grad.ros.signals import exit_at_once, leave_to_rclpy
 
@@ -22,6 +22,7 @@ class ReplayConfig:
     """How a recording is published.
 
     Attributes:
+        topic: of the events, where a bag holds several, see open_recording; None where it does not.
         rate: speed; 2 is twice as fast as it was.
         loop: begin again at the end, until interrupted; seq and stamps begin again, too, so that
             nodes see the clock go back, and reset.
@@ -40,6 +41,7 @@ class ReplayConfig:
         ConfigError: a value that is not allowed.
     """
 
+    topic: str | None = None
     rate: float = 1.0
     loop: bool = False
     start_s: float = 0.0
@@ -90,33 +92,44 @@ def replay(path: Path | str, config: ReplayConfig | None = None) -> ReplayCounte
     """
     require_ros()
     import rclpy
-    from rclpy.executors import ExternalShutdownException
 
-    from event_binning_grad.ros.replayer import Replayer
     from event_binning_grad.ros.start import initialise
 
-    recording = open_recording(path)
+    config = config or ReplayConfig()
+    recording = open_recording(path, config.topic)
     own_context = not rclpy.ok()
     if own_context:
         initialise([])
+    try:
+        return _publish(recording, config)
+    finally:
+        if own_context:
+            rclpy.try_shutdown()
+
+
+def _publish(recording: Recording, config: ReplayConfig) -> ReplayCounters:
+    """Publishes it, where ROS was initialised; ends at once where a signal ended ROS already."""
+    import rclpy
+    from rclpy.executors import ExternalShutdownException
+
+    from event_binning_grad.ros.replayer import Replayer
+
     counters = ReplayCounters()
     try:
-        with Replayer(recording, config or ReplayConfig(), counters) as replayer:
+        with Replayer(recording, config, counters) as replayer:
             replayer.run()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except Exception:
-        if rclpy.ok():  # else the signal came while a message was being published
+        if rclpy.ok():  # else the signal came meanwhile
             raise
-    finally:
-        if own_context:
-            rclpy.try_shutdown()
     return counters
 
 
 def replay_config(options: argparse.Namespace) -> ReplayConfig:
     """The configuration that the options of `cli.add_replay_arguments` ask for."""
     return ReplayConfig(
+        topic=options.topic,
         rate=options.rate,
         loop=options.loop,
         start_s=options.start,
@@ -144,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_replay_arguments(parser)
         options = parser.parse_args(initialise(arguments))
         try:
-            replay(options.recording, replay_config(options))
+            config = replay_config(options)
+            _publish(open_recording(options.recording, config.topic), config)
         finally:
             rclpy.try_shutdown()
     except EventBinningError as error:

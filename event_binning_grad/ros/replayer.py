@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rclpy
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.executors import ExternalShutdownException
 from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock
 
-from event_binning_grad.errors import RecordingError
-from event_binning_grad.events.bags import (
+from event_binning_grad.errors import ConfigError, RecordingError
+from event_binning_grad.events.bag_files import is_ros1
+from event_binning_grad.events.bag_messages import (
     CAMERA_INFO_TOPIC,
     CAMERA_INFO_TYPE,
     DEPTH_TOPIC,
@@ -31,15 +33,20 @@ from event_binning_grad.events.bags import (
     RANGE_TOPIC,
     RANGE_TYPE,
     TWIST_TYPE,
-    BagRecording,
-    _is_ros1,
     typestore,
 )
-from event_binning_grad.events.convert import gyroscope, on_one_clock
+from event_binning_grad.events.bags import BagRecording
+from event_binning_grad.events.convert import inertial, on_one_clock
 from event_binning_grad.events.event_arrays import event_array_packet
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.recordings import Recording
-from event_binning_grad.events.repacking import FRAME_ID, Stretch, ros_packets
+from event_binning_grad.events.repacking import (
+    FRAME_ID,
+    Stretch,
+    nothing_there,
+    packets_and_edges,
+    ros_packets,
+)
 from event_binning_grad.events.types import NS_PER_MS, NS_PER_S, stamp_to_ns
 from event_binning_grad.ros.messages import (
     to_camera_info,
@@ -96,6 +103,7 @@ class Replayer:
         self._config = config
         self._counters = counters
         self._node = rclpy.create_node("replay", start_parameter_services=False)
+        self._warned = False
         self._publishers: dict[str, Publisher | None] = {}
         self._clock = self._node.create_publisher(Clock, "/clock", 10) if config.clock else None
         self._cleanup = ExitStack()
@@ -115,13 +123,18 @@ class Replayer:
         """Publishes the recording, once or until interrupted.
 
         Raises:
-            RecordingError: it cannot be read, or holds no events.
+            RecordingError: it cannot be read, or holds no events (in the stretch).
+            ConfigError: the events' topic has a name that ROS does not allow.
             ExternalShutdownException: the node was told to end.
         """
         if self._recording.width is None:  # known by the first packet
             raise RecordingError(f"{self._recording.path} holds no event packets to publish")
         events_topic = self._config.events_topic
-        events = self._publisher(events_topic, events_type(self._recording))
+        try:
+            events = self._publisher(events_topic, events_type(self._recording))
+        except InvalidTopicNameException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"events topic {events_topic!r}: {reason}") from None
         assert events is not None  # its type is installed
         # All of them before anything is published, so that subscribers find them in time.
         for topic, type_name in recorded_topics(self._recording, events_topic).items():
@@ -133,6 +146,9 @@ class Replayer:
             if calibration is not None:
                 self._publish(calibration)
             self._play()
+            self._warn()
+            if not self._counters.packets:
+                raise nothing_there(self._recording.path, self._config.stretch)
             if not self._config.loop:
                 break
         self._say_end()
@@ -218,6 +234,12 @@ class Replayer:
             packet = typestore().deserialize_cdr(packet, EVENT_PACKET_TYPE)
         stamp_ns = stamp_to_ns(packet.header.stamp)
         self._log.writerow([packet.seq, published_ns, stamp_ns, message.time_ns])
+
+    def _warn(self) -> None:
+        """Says once what is wrong with the recording."""
+        for line in [] if self._warned else self._recording.warnings():
+            self._node.get_logger().warning(line)
+        self._warned = True
 
     def _say_end(self) -> None:
         counters = self._counters
@@ -320,7 +342,7 @@ def events_type(recording: Recording) -> str:
 
     Messages of single events go as they are to nodes that know them.
     """
-    if isinstance(recording, BagRecording) and not _is_ros1(recording.path):
+    if isinstance(recording, BagRecording) and not is_ros1(recording.path):
         own = _current_type(recording.topics[recording.topic])
         if _is_installed(own):
             return own
@@ -342,7 +364,7 @@ def recorded_topics(recording: Recording, events_topic: str) -> dict[str, str]:
         topics[CAMERA_INFO_TOPIC] = CAMERA_INFO_TYPE
     if recording.ground_truth() is not None:
         topics[GROUND_TRUTH_TOPIC] = TWIST_TYPE
-    if gyroscope(recording) is not None:
+    if inertial(recording) is not None:
         topics[IMU_TOPIC] = IMU_TYPE
     return topics
 
@@ -431,18 +453,18 @@ def _targets(recording: BagRecording, events_topic: str) -> dict[str, str]:
 def _encoded_messages(
     recording: Recording, events_topic: str, stretch: Stretch
 ) -> Iterator[Message]:
-    """Packets, camera infos, true twists and gyroscope of a recording without ROS messages."""
+    """Packets, camera infos, true twists and IMU of a recording without ROS messages."""
     info, truth = recording.calibration(), recording.ground_truth()
     truth = None if truth is None else on_one_clock(truth)
     others: Iterator[Message] | None = None
     upcoming: Message | None = None
-    for time_ns, packet in ros_packets(recording.packets(), stretch):
+    for time_ns, packet in ros_packets(packets_and_edges(recording), stretch):
         if others is None:
             first_ns = stamp_to_ns(packet.header.stamp)
             streams = (
                 _camera_infos(info, first_ns),
                 _twists(truth, first_ns),
-                _imu(gyroscope(recording), first_ns),
+                _imu(inertial(recording), first_ns),
             )
             others = heapq.merge(*streams, key=lambda message: message.time_ns)
             upcoming = next(others, None)
@@ -453,9 +475,10 @@ def _encoded_messages(
 
 
 def _imu(samples: Iterable[tuple[int, Any]] | None, start_ns: int) -> Iterator[Message]:
-    for time_ns, omega in samples or ():
+    for time_ns, motion in samples or ():
         if time_ns >= start_ns:
-            content = to_imu(Measurement("imu", time_ns, omega), FRAME_ID)
+            acceleration = motion[3:] if np.isfinite(motion[3:]).all() else None
+            content = to_imu(Measurement("imu", time_ns, motion[:3], acceleration), FRAME_ID)
             yield Message(time_ns, IMU_TOPIC, IMU_TYPE, content)
 
 
