@@ -70,9 +70,10 @@ _COARSE, _COARSE_EDGE_PX = (0.01, 10.0, 0.0), 100.0
 # Events scattered at random have a structure of 1 (see trust.structure), and a little more after
 # they followed a flow that suits them.
 _MIN_STRUCTURE = 1.2
-# The flow must not make the image less sharp than no flow at all; unmoved events lie on pixels,
-# which makes that image a little sharper than it deserves.
-_MIN_GAIN = 0.95
+# The flow must make the image so much sharper than no flow does: a field that follows the noise of
+# a scene at rest gains up to 1 %. Rest, a flow of less than so many px, cannot; but that is hardly
+# less sharp.
+_MIN_GAIN, _REST_PX, _MIN_REST_GAIN = 1.02, 1.0, 0.95
 # A tracked field whose gain falls below this share of the last one's is solved anew.
 _LOST = 0.85
 # Levels that a window with a flow to begin with goes through, and one that is given its flow.
@@ -162,18 +163,20 @@ class FlowEstimator:
         flow = solution.displacement
         self._displacement = flow
         late = solution.late or time.perf_counter() > until_s
-        status = _judge(structured, late, gain)
+        moved_px = self._moved_px(flow)
+        status = _judge(structured, late, gain, moved_px)
         velocity = np.divide(flow, span_s, dtype=np.float32)
         # What is late is not wrong.
         going = status.ok or status is FlowStatus.DEADLINE
         self._last = (times_ns[0], velocity, gain) if going else None
-        trust = node_trust(solution.last, solution.bin_size / self._grid.focal_px)
+        off_model = flow - smooth_model(finest, flow, solution.last.hessian)
+        trust = node_trust(solution.last, solution.bin_size / self._grid.focal_px, off_model)
         field, confidence, normal = fields_of(finest, flow, trust, self._size, stride)
         field /= np.float32(span_s)
         return FlowEstimate(
             *times_ns, len(events), used, field, confidence, normal, gain, solution.passes,
             solution.events / used, status, time.perf_counter() - began, stride,
-            self._speed_px(flow) / span_s, hot_events,
+            moved_px / span_s, hot_events,
         )  # fmt: skip
 
     def compensated_image(self) -> Float32 | None:
@@ -309,7 +312,7 @@ class FlowEstimator:
         image = np.ascontiguousarray(self._contrast.last_image())
         return float(np.mean(squares)), float(structure(image))
 
-    def _speed_px(self, flow: Float32) -> float:
+    def _moved_px(self, flow: Float32) -> float:
         """The displacement that 95 % of the events do not exceed."""
         x, y, _ = self._columns[:, :: max(1, self._columns.shape[1] // 2000)]
         moved = interpolate(
@@ -337,12 +340,13 @@ class _Solution:
     late: bool = False
 
 
-def _judge(structured: float, late: bool, gain: float) -> FlowStatus:
+def _judge(structured: float, late: bool, gain: float, moved_px: float) -> FlowStatus:
     if structured < _MIN_STRUCTURE:
         return FlowStatus.NO_STRUCTURE
     if late:
         return FlowStatus.DEADLINE
-    return FlowStatus.OK if gain >= _MIN_GAIN else FlowStatus.NO_CONTRAST_GAIN
+    least = _MIN_GAIN if moved_px > _REST_PX else _MIN_REST_GAIN
+    return FlowStatus.OK if gain >= least else FlowStatus.NO_CONTRAST_GAIN
 
 
 def flow_iwe_grid(low: Float64, high: Float64) -> IweGrid:

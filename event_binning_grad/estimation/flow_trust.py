@@ -29,6 +29,10 @@ _SPREADS = 8
 _SPREAD_NODES = 25.0
 # Beyond, the neighbours in so many rows and columns count with a share: the whole field is smooth.
 _WIDE_NODES, _WIDE_SHARE = 8, 0.3
+# So does the model of the whole field (see flow_grid.smooth_model), at nodes that follow it within
+# about so many px over the window: with this share of what all of them know, as it has more terms
+# than one, but no better than to so many px.
+_MODEL_EDGE_PX, _MODEL_SHARE, _MODEL_STD_PX = 0.7, 0.1, 0.5
 # Fewer events than this about a node, so counted: nothing was seen there.
 _MIN_SUPPORT = 25.0
 
@@ -44,8 +48,10 @@ class NodeTrust:
     seen: npt.NDArray[np.bool_]
 
 
-def node_trust(last: FlowPass, bin_px: float) -> NodeTrust:
+def node_trust(last: FlowPass, bin_px: float, off_model: Float32) -> NodeTrust:
     """What the last pass, with bins of bin_px pixels, tells.
+
+    off_model: [rows, cols, 2], the field less the model of all of it, px over the window.
 
     An estimate H^-1 g varies by H^-1 S H^-1, H the Hessian and S the sum of the outer products of
     the events' own gradients, here taken to be alike in all directions. Both are summed over as
@@ -60,6 +66,8 @@ def node_trust(last: FlowPass, bin_px: float) -> NodeTrust:
     sums[0, 2] -= own
     sums[0, 3], sums[0, 4] = last.noise, last.support
     wide = _box(sums[0], _WIDE_NODES)
+    following = 1 / (1 + np.square(off_model).sum(axis=-1) / np.float32(_MODEL_EDGE_PX**2)) ** 2
+    whole = (following * sums[0]).sum(axis=(1, 2), keepdims=True)
     for _ in range(_SPREADS):
         _spread(sums[0], sums[1])
         _spread_down(sums[1], sums[0])
@@ -71,14 +79,19 @@ def node_trust(last: FlowPass, bin_px: float) -> NodeTrust:
     direction = np.stack([x, y], -1)
     best = _information(mean + radius, noise)
     worst = _information(mean - radius, noise)
-    # Along the worse direction, across the better one.
-    far = -(wide[0] * y * y - 2 * wide[1] * x * y + wide[2] * x * x)
-    worst += np.float32(_WIDE_SHARE) * _information(far, wide[3])
+    worst += np.float32(_WIDE_SHARE) * _information(_across(wide, x, y), wide[3])
+    model = np.float32(_MODEL_SHARE) * _information(_across(whole, x, y), whole[3])
+    worst += following / (1 / model + np.float32(_MODEL_STD_PX**2))
     best = np.maximum(best, worst)
     scale = np.float32(_STD_SCALE)
     return NodeTrust(
         scale / np.sqrt(best), scale / np.sqrt(worst), direction, support >= _MIN_SUPPORT
     )
+
+
+def _across(sums: Float32, x: Float32, y: Float32) -> Float32:
+    """The curvature of sums (xx, xy, yy, ..) in the direction across the unit vector (x, y)."""
+    return -(sums[0] * y * y - 2 * sums[1] * x * y + sums[2] * x * x)
 
 
 def _information(curvature: Float32, noise: Float32) -> Float32:

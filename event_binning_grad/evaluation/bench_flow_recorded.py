@@ -129,7 +129,7 @@ def _recording_row(config: PipelineConfig, name: str, recording: Recording) -> F
                 omega = rotation.estimate(events).angular_velocity
                 flow = motion_field(camera, omega)
                 offset_s = (events.t - estimate.stamp_ns) / NS_PER_S
-                turned.append(flow_warp_loss(scorer.coords(events), offset_s, flow))
+                turned.append(flow_warp_loss(scorer.scene_coords(events), offset_s, flow))
         stage.break_stream()
         if rotation is not None:
             rotation.reset()

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from event_binning_grad.errors import RecordingError
 from event_binning_grad.estimation.flow_estimate import FlowEstimate
+from event_binning_grad.estimation.look_up import look_up
 from event_binning_grad.evaluation.flow_metrics import (
     FlowError,
     density,
@@ -38,7 +39,7 @@ class FlowWindow:
         normal_share: share of the pixels with known flow where it is only the part across the
             edges.
         flow_warp_loss: sharpness of the compensated events over that of the events as they came,
-            see `flow_warp_loss`.
+            see `flow_warp_loss`; without those of hot pixels.
         true_flow_warp_loss: the same of the true flow; NaN without truth.
         error: against the truth over the pixels with events; None without truth.
         dense_error: the same over all pixels, with events or not.
@@ -91,10 +92,18 @@ class FlowScorer:
         self._table = np.stack([columns, rows], axis=-1).astype(np.float32)
         if camera is not None:
             self._table = camera.undistorted_pixels.astype(np.float32)
+        self._counts = np.zeros((size[1], size[0]), np.int32)
 
     def coords(self, events: Events) -> Float32:
         """[N, 2] (x, y) of events on the pixels of the fields; NaN where they have no place."""
         return self._table[events.y, events.x]
+
+    def scene_coords(self, events: Events) -> Float32:
+        """The same, NaN for events of hot pixels too: a dot that fires all the time is no part of
+        the scene, and it is sharpest where nothing is compensated."""
+        columns = np.empty((3, len(events)), np.float32)
+        look_up(events.t, events.x, events.y, 0, self._table, self._counts, columns)
+        return columns[:2].T
 
     def score(
         self, events: Events, estimate: FlowEstimate, clock_offset_ns: int = 0
@@ -122,6 +131,7 @@ class FlowScorer:
         if not estimate.status.ok:
             return window, None
         flow, coords = estimate.flow, self.coords(events)
+        scene_coords = self.scene_coords(events)
         offset_s = (events.t + (clock_offset_ns - estimate.stamp_ns)) / NS_PER_S
         where = event_pixels(coords, *self.size)
         settled = known(flow) & where
@@ -134,7 +144,7 @@ class FlowScorer:
             window,
             density=density(flow, where),
             normal_share=_share(estimate.normal_flow, settled),
-            flow_warp_loss=flow_warp_loss(coords, offset_s, flow),
+            flow_warp_loss=flow_warp_loss(scene_coords, offset_s, flow),
             speed_px_s=estimate.speed_px_s,
         )
         if truth is None:
@@ -146,7 +156,7 @@ class FlowScorer:
 
         window = replace(
             window,
-            true_flow_warp_loss=flow_warp_loss(coords, offset_s, true_flow),
+            true_flow_warp_loss=flow_warp_loss(scene_coords, offset_s, true_flow),
             error=error(where),
             dense_error=error(None),
             moving_error=None if truth.moving is None else error(where & truth.moving),
