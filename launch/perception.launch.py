@@ -6,51 +6,57 @@
 
 import os
 
+from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
 
+from event_binning_grad.errors import ConfigError
 from event_binning_grad.ros.transport import transport_environment
 
 PACKAGE = "event_binning_grad"
-DEFAULT_PARAMETERS = PathJoinSubstitution([FindPackageShare(PACKAGE), "config", "default.yaml"])
+PARAMETERS = os.path.join(get_package_share_directory(PACKAGE), "config", "default.yaml")
 
-# Parameters that stand for those of the file where they are given.
-TEXTS = (
-    "estimate",
-    "calibration_file",
-    "source",
-    "events_type",
-    "address",
-    "camera_name",
-    "recording",
-)
-TOPICS = ("events", "camera_info", "depth", "range", "imu")
+# Parameters that stand for those of the file where they are given. Text is text, even if it looks
+# like a number; for the others the node says what it expects.
+TEXTS = {
+    "estimate": "egomotion, flow or both",
+    "source": "ros, dv_camera, dv_network, metavision or file",
+    "events_type": "type of the topic of the events, with source ros",
+    "address": "of the server, with source dv_network",
+    "camera_name": "of the camera at USB, with source dv_camera or metavision",
+    "recording": "path, with source file",
+    "calibration_file": "the calibration, instead of the topic camera_info",
+}
+NUMBERS = {
+    "port": "of the events, with source dv_network",
+    "imu_port": "of the IMU, with source dv_network",
+    "trigger_port": "of the trigger input, with source dv_network",
+}
+TOPICS = {
+    "events": "the event packets",
+    "camera_info": "the calibration",
+    "depth": "the depth images",
+    "range": "the range finder",
+    "imu": "the IMU",
+}
 
 
 def generate_launch_description() -> LaunchDescription:
+    given = {**TEXTS, **NUMBERS}.items()
     return LaunchDescription(
         [
-            _argument("params_file", DEFAULT_PARAMETERS, "the node's parameters"),
+            _argument("params_file", PARAMETERS, "the node's parameters"),
+            *(_argument(name, "", f"{text}; empty: as params_file says") for name, text in given),
+            *(
+                _argument(name, f"/event_camera/{name}", f"topic of {text}")
+                for name, text in TOPICS.items()
+            ),
             _argument("name", "perception", "name of the node"),
             _argument("namespace", "", "namespace of the node"),
-            _argument("events", "/event_camera/events", "topic of the event packets"),
-            _argument("camera_info", "/event_camera/camera_info", "topic of the calibration"),
-            _argument("depth", "/event_camera/depth", "topic of the depth images"),
-            _argument("range", "/event_camera/range", "topic of the range finder"),
-            _argument("imu", "/event_camera/imu", "topic of the IMU"),
-            _argument("estimate", "", "egomotion, flow or both, instead of what params_file says"),
-            _argument("source", "", "ros, dv_camera, dv_network, metavision or file, likewise"),
-            _argument("events_type", "", "type of the events' topic, likewise"),
-            _argument("address", "", "of a dv_network source, likewise"),
-            _argument("port", "", "of a dv_network source, likewise"),
-            _argument("camera_name", "", "of a camera at USB, likewise"),
-            _argument("recording", "", "path for the source file, likewise"),
-            _argument("calibration_file", "", "calibration to use instead of that topic"),
-            _argument("use_sim_time", "false", "take the time from /clock"),
+            _argument("use_sim_time", "false", "take the time from /clock: true or false"),
             _argument(
                 "transport",
                 "large_data",
@@ -63,17 +69,18 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def _start(context: LaunchContext) -> list[Node]:
-    parameters: list[object] = [LaunchConfiguration("params_file")]
-    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
-    parameters.append({"use_sim_time": use_sim_time})
-    given = {name: LaunchConfiguration(name).perform(context) for name in TEXTS}
-    # An empty one would hide what the parameter file says.
-    parameters += [
-        {n: ParameterValue(value, value_type=str)} for n, value in given.items() if value
+    params_file = LaunchConfiguration("params_file").perform(context)
+    if not os.path.isfile(params_file):  # launch_ros goes on without it
+        raise ConfigError(f"params_file {params_file!r}: expected a file of parameters")
+    parameters: list[object] = [
+        params_file,
+        {"use_sim_time": LaunchConfiguration("use_sim_time")},
     ]
-    port = LaunchConfiguration("port").perform(context)
-    if port:
-        parameters.append({"port": int(port)})
+    # An empty one would hide what the parameter file says.
+    given = [name for name in (*TEXTS, *NUMBERS) if LaunchConfiguration(name).perform(context)]
+    for name in given:
+        kind = str if name in TEXTS else None
+        parameters.append({name: ParameterValue(LaunchConfiguration(name), value_type=kind)})
     transport = LaunchConfiguration("transport").perform(context)
     return [
         Node(
@@ -89,5 +96,5 @@ def _start(context: LaunchContext) -> list[Node]:
     ]
 
 
-def _argument(name: str, default: object, description: str) -> DeclareLaunchArgument:
+def _argument(name: str, default: str, description: str) -> DeclareLaunchArgument:
     return DeclareLaunchArgument(name, default_value=default, description=description)

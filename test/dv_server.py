@@ -1,8 +1,10 @@
-"""Serves a dv stream, as a process of its own: events or IMU samples by dv's NetworkWriter.
+"""Serves a dv stream, as a process of its own: events, IMU samples or triggers by dv's
+NetworkWriter.
 
-    python dv_server.py PORT KIND SECONDS [PERIOD_S]
+    python dv_server.py PORT KIND SECONDS [BEHIND_S]
 
-Each batch holds BATCH events (or one IMU sample) of known values. The process ends without warning.
+Each batch holds BATCH events (or one IMU sample, or one rising edge) of known values. The camera's
+clock is BEHIND_S behind this machine's. The process ends without warning.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ WIDTH, HEIGHT, BATCH = 64, 48, 1000
 NAME = "DVXPLORER_TEST0001"
 
 
-def serve(port: int, kind: str, seconds: float, period_s: float) -> None:
+PERIOD_S = 0.004
+
+
+def serve(port: int, kind: str, seconds: float, behind_s: float) -> None:
     if kind == "events":
         stream = dv.io.Stream.EventStream(0, "events", NAME, (WIDTH, HEIGHT))
     elif kind == "imu":
@@ -28,12 +33,14 @@ def serve(port: int, kind: str, seconds: float, period_s: float) -> None:
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         if writer.getClientCount():
-            now_us = time.time_ns() // 1000
+            now_us = time.time_ns() // 1000 - round(1e6 * behind_s)
             if kind == "events":
                 writer.writeEvents(events(now_us))
             elif kind == "imu":
                 writer.writeImu(imu(now_us))
-        time.sleep(period_s)
+            else:
+                writer.writeTriggers(edges(now_us))
+        time.sleep(PERIOD_S)
     os._exit(0)
 
 
@@ -52,5 +59,12 @@ def imu(now_us: int) -> dv.IMUPacket.ImuVector:
     return samples
 
 
+def edges(now_us: int) -> dv.TriggerPacket.TriggersVector:
+    """A rising edge, now."""
+    found = dv.TriggerPacket.TriggersVector()
+    found.append(dv.Trigger(now_us, dv.TriggerType.EXTERNAL_SIGNAL_RISING_EDGE))
+    return found
+
+
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), float((*sys.argv, "0.004")[4]))
+    serve(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), float((*sys.argv, "0")[4]))

@@ -46,6 +46,7 @@ BEFORE = Report(
     last_arrival_s=100.0,
     published=50,
     last_published_s=100.0,
+    dropped_readings=0,
     track_repairs=0,
     last_discontinuity="",
     device="cpu",
@@ -133,6 +134,8 @@ def test_what_load_control_leaves_out_is_listed_by_reason() -> None:
         ({"hot_pixels_problem": "disk full"}, {}, ["hot pixels were not saved: disk full"]),
         ({}, {"steps": 1, "last_step_ns": -250_000_000}, ["robot's clock was set by -0.250 s"]),
         ({}, {"resets": 1}, ["camera's clock began anew"]),
+        ({}, {"delays_ns": [510_000_000] * 9}, ["510 ms after the times of their events"]),
+        ({}, {"unstamped": 9}, ["9 packets have a header stamp of 0", "driver stamp them"]),
     ],
 )
 def test_trouble_with_time_or_load_is_said(load: dict, clock: dict, words: list[str]) -> None:
@@ -142,7 +145,8 @@ def test_trouble_with_time_or_load_is_said(load: dict, clock: dict, words: list[
     assert all(word in text for word in words), text
     # It is said once: a period later it is history, but for what lasts.
     after = replace(NOW, counters=counts)
-    assert (assess(after, after)[0] == Level.OK) == ("hot_pixels_problem" not in load)
+    lasts = "hot_pixels_problem" in load or "delays_ns" in clock
+    assert (assess(after, after)[0] == Level.OK) != lasts
 
 
 def test_the_clocks_are_listed() -> None:
@@ -296,7 +300,12 @@ def test_measurements_are_taken_once() -> None:
     measured = health.Measurements()
     estimate = SimpleNamespace(solve_time_s=0.002, iterations=4, contrast_gain=1.5)
     measured.add(estimate, 0.003)  # type: ignore[arg-type]
-    assert measured.take() == Activity((3.0,), (2.0,), (4,), (1.5,))
+    measured.add(estimate, 0.004, 0.5)  # type: ignore[arg-type]
+    taken = measured.take()
+    assert (taken.lag_ms, taken.solve_ms) == ((3.0, 4.0), (2.0, 2.0))
+    assert (taken.iterations, taken.contrast_gain) == ((4, 4), (1.5, 1.5))
+    assert math.isnan(taken.known_share[0])
+    assert taken.known_share[1] == 0.5
     assert measured.take() == Activity()
 
 

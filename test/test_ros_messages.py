@@ -24,7 +24,7 @@ from sensor_msgs.msg import Image
 from event_binning_grad.errors import ConfigError, PacketError
 from event_binning_grad.estimation import EgomotionEstimate, Status
 from event_binning_grad.events.encoder import packetize
-from event_binning_grad.events.types import EventPacket, Events, Header
+from event_binning_grad.events.types import EventPacket, Events
 from event_binning_grad.pipeline import PipelineConfig
 from event_binning_grad.ros import messages
 from event_binning_grad.ros.health import Level
@@ -292,9 +292,6 @@ def perception(tmp_path: Path) -> Iterator[tuple[PerceptionNode, list]]:
         node.destroy_node()
 
 
-PACKET = EventPacket(Header(), 4, 5, 0, 0, "evt3", False, np.empty(0, np.uint8))
-
-
 def test_image_is_made_only_for_a_subscriber(perception: tuple[PerceptionNode, list]) -> None:
     node, images = perception
     made: list[float] = []
@@ -303,13 +300,13 @@ def test_image_is_made_only_for_a_subscriber(perception: tuple[PerceptionNode, l
         made.append(time.monotonic())
         return np.ones((4, 5), np.float32)
 
-    node.on_estimate(ESTIMATE, PACKET, image)
+    node.on_estimate(ESTIMATE, "camera", image)
     assert not made
     other = rclpy.create_node("viewer")
     other.create_subscription(Image, "/perception/iwe", images.append, 10)
     deadline = time.monotonic() + 20
     while not images and time.monotonic() < deadline:
-        node.on_estimate(ESTIMATE, PACKET, image)
+        node.on_estimate(ESTIMATE, "camera", image)
         rclpy.spin_once(other, timeout_sec=0.005)
     assert images
     other.destroy_node()
@@ -327,16 +324,16 @@ def test_plane_is_published_for_who_listens_with_the_planar_model(tmp_path: Path
             )
         deadline = time.monotonic() + 20
         while not all(heard.values()) and time.monotonic() < deadline:
-            node.on_estimate(WITH_PLANE, PACKET, lambda: None)
+            node.on_estimate(WITH_PLANE, "camera", lambda: None)
             rclpy.spin_once(other, timeout_sec=0.01)
         for topic, expected in topics.items():
             vector = heard[topic][0].vector
             assert [vector.x, vector.y, vector.z] == expected
-            assert heard[topic][0].header == messages.to_twist(WITH_PLANE, "").header
+            assert heard[topic][0].header == messages.to_twist(WITH_PLANE, "camera").header
         # With a known scale the velocity is on ~/twist.
         scaled = dataclasses.replace(WITH_VELOCITY, stamp_ns=1)
         for _ in range(20):
-            node.on_estimate(scaled, PACKET, lambda: None)
+            node.on_estimate(scaled, "camera", lambda: None)
             rclpy.spin_once(other, timeout_sec=0.01)
         stamps = {message.header.stamp.sec for both in heard.values() for message in both}
         assert stamps == {12}
@@ -349,17 +346,17 @@ def test_other_models_have_no_plane_topics(perception: tuple[PerceptionNode, lis
     published = {publisher.topic_name for publisher in node.publishers}
     assert "/perception/twist" in published
     assert not published & {"/perception/velocity_over_distance", "/perception/plane"}
-    node.on_estimate(WITH_PLANE, PACKET, lambda: None)
+    node.on_estimate(WITH_PLANE, "camera", lambda: None)
 
 
 def test_untrusted_estimate_is_not_published(perception: tuple[PerceptionNode, list]) -> None:
     node, _ = perception
     published: list = []
     node._twist.publish = published.append  # type: ignore[method-assign]
-    node.on_estimate(ESTIMATE, PACKET, lambda: None)
+    node.on_estimate(ESTIMATE, "camera", lambda: None)
     for status in Status:
         if not status.ok:
-            node.on_estimate(dataclasses.replace(ESTIMATE, status=status), PACKET, lambda: None)
+            node.on_estimate(dataclasses.replace(ESTIMATE, status=status), "camera", lambda: None)
     assert len(published) == 1
 
 

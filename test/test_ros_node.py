@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from event_camera_msgs.msg import EventPacket
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_harness import (
@@ -28,6 +30,7 @@ from ros_harness import (
     latencies_s,
     ros_session,
 )
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 
 from event_binning_grad.events.encoder import packetize
@@ -132,6 +135,54 @@ def test_from_bag_to_twist(ros: Ros, recording: Path, tmp_path: Path) -> None:
         pixels = np.frombuffer(image.data, np.uint8)
         assert pixels.max() == 255
         assert pixels.min() == 0
+
+
+def test_simulated_time_is_that_of_the_recording_and_may_go_back(ros: Ros, tmp_path: Path) -> None:
+    """A bag in a loop, with /clock: nothing is stamped by the wall's clock, and where /clock goes
+    back all begins anew, the IMU's history too."""
+    write_simulation(tmp_path / "bag", replace(SIMULATION, duration_s=1.2, imu_hz=200.0))
+    parameters = ("use_sim_time:=true", "imu:=start", "diagnostics_period_s:=0.25")
+    node, listener = ros.start_node(*PATIENT, *SMALL_WINDOWS, *as_arguments(parameters))
+    other = ros.new_node()
+    clocks: list[int] = []
+    heard: list[tuple[int, int]] = []  # of diagnostics: the stamp, and /clock as it was known here
+    other.create_subscription(Clock, "/clock", lambda m: clocks.append(stamp_to_ns(m.clock)), 100)
+
+    def note(message: DiagnosticArray) -> None:
+        if any(status.name.startswith(f"/{listener.name}:") for status in message.status):
+            heard.append((stamp_to_ns(message.header.stamp), clocks[-1] if clocks else 0))
+
+    other.create_subscription(DiagnosticArray, "/diagnostics", note, 100)
+    replay = ros.replay(tmp_path / "bag", "--clock", "--loop")
+
+    def went_back() -> bool:
+        for _ in range(50):
+            rclpy.spin_once(other, timeout_sec=0)
+        return bool((np.diff(clocks) < -(10**9)).any())
+
+    listener.wait_for(went_back, 60, "/clock to go back")
+    listener.wait_for(lambda: listener.figure("sensor clock resets") >= 1, 30, "the report")
+    replay.send(signal.SIGINT)
+    assert replay.wait() == 0
+    listener.wait_until_idle()
+
+    start_ns = SIMULATION.start_s * 10**9
+    stamps = np.array([stamp_to_ns(twist.header.stamp) for twist in listener.twists])
+    assert start_ns < stamps.min() < stamps.max() < start_ns + 1.2e9
+    back = np.flatnonzero(np.diff(stamps) < 0)
+    assert len(back) >= 1
+    assert all(stamps[k] - stamps[k + 1] > 1e9 for k in back)
+    with_clock = [(stamp, clock) for stamp, clock in heard if clock]
+    assert len(with_clock) > 3
+    assert all(start_ns <= stamp <= start_ns + 1.3e9 for stamp, _ in with_clock[1:])
+    near = [abs(stamp - clock) < 0.5e9 for stamp, clock in with_clock]
+    assert np.mean(near) > 0.5  # /clock may have gone back meanwhile
+    begun = "camera's clock began anew: it restarted, or a recording began again"
+    assert any(begun in status.message for status in listener.diagnostics)
+    assert "seq went back" in listener.text("last discontinuity")
+    assert listener.figure("lost packets") == listener.figure("rejected packets") == 0
+    assert listener.figure("windows without imu") < listener.figure("windows") / 4
+    assert node.popen.poll() is None
 
 
 def test_linear_velocity_from_depth_images_in_a_bag(ros: Ros, tmp_path: Path) -> None:
@@ -381,6 +432,7 @@ def test_signal_ends_a_starting_node(ros: Ros, number: signal.Signals, after_s: 
         (("-p", "imu_to_camera:=[1, 0, 0]"), "imu_to_camera: rotation [1.0, 0.0, 0.0] has 3"),
         (("-p", "depth_plane:=1.0"), "depth_plane 1.0: expected a list of numbers"),
         (("-p", "queue_ms:=soon"), "queue_ms 'soon' is str, expected float"),
+        (("-p", "use_sim_time:=maybe"), "'use_sim_time' to 'maybe' of type 'STRING', expecting"),
         (("-p", "calibration_file:=/nowhere/camera.yaml"), "/nowhere/camera.yaml"),
         (("--params-file", "/nowhere/params.yaml"), "/nowhere/params.yaml"),
         (("--", "window_events:=3"), "arguments window_events:=3: expected none but --ros-args"),

@@ -31,6 +31,7 @@ from event_binning_grad.ros.sensors import (
     needed_sensors,
     to_rotation,
 )
+from event_binning_grad.sources.source import Measurement
 
 NAN = math.nan
 
@@ -190,6 +191,17 @@ def test_readings_keep_their_place_between_the_packets() -> None:
     assert [r.stamp_ns for r in queue.take()] == [13, 14]
 
 
+def test_what_is_on_the_clock_of_the_events_waits_until_that_is_known() -> None:
+    queue = ReadingQueue()
+    queue.put(reading(1, Sensor.RANGE), 0)
+    queue.put(Measurement("imu", 2, np.zeros(3), clock_of_events=True), 0)
+    queue.put(Measurement("trigger", 3, True, clock_of_events=True), 1)
+    queue.put(Measurement("depth", 4, None), 1)
+    assert [each.stamp_ns for each in queue.take(5, clock_known=False)] == [4, 1]
+    assert [each.stamp_ns for each in queue.take(0)] == [2]
+    assert [each.stamp_ns for each in queue.take()] == [3]
+
+
 def test_readings_that_nobody_takes_give_way_to_newer_ones_of_the_same_sensor() -> None:
     queue = ReadingQueue()
     queue.put(reading(-1, Sensor.RANGE), 0)
@@ -197,7 +209,7 @@ def test_readings_that_nobody_takes_give_way_to_newer_ones_of_the_same_sensor() 
         queue.put(reading(stamp_ns, Sensor.DEPTH), 0)
     taken = queue.take()
     assert [r.stamp_ns for r in taken if r.sensor is Sensor.DEPTH] == list(range(8, 40))
-    assert queue.dropped == {Sensor.DEPTH: 8, Sensor.RANGE: 0, Sensor.IMU: 0}
+    assert queue.dropped == dict.fromkeys(Sensor, 0) | {Sensor.DEPTH: 8}
     assert len(taken) == 33
 
 
@@ -238,11 +250,12 @@ class RecordingPipeline:
     def __init__(self, config: PipelineConfig, flow: None = None) -> None:
         self.config = config
         self.counters = PipelineCounters()
+        self.knows_clock = True
         self.taken: list[tuple[str, int]] = []
         self.estimated: list[bool] = []
 
-    def push(self, packet: int, estimate: bool) -> list[SimpleNamespace]:
-        self.taken.append(("packet", packet))
+    def push(self, packet: Any, estimate: bool) -> list[SimpleNamespace]:
+        self.taken.append(("packet", int(packet.header.frame_id)))
         self.estimated.append(estimate)
         if estimate:
             return [SimpleNamespace(solve_time_s=0.001, iterations=3, contrast_gain=2.0)]
@@ -277,14 +290,19 @@ class Notes:
     def on_ready(self) -> None:
         self.ready.set()
 
-    def on_estimate(self, estimate: Any, packet: int, image: Any) -> None:
-        self.estimated.append(packet)
+    def on_estimate(self, estimate: Any, frame_id: str, image: Any) -> None:
+        self.estimated.append(int(frame_id))
 
     def on_refused_reading(self, sensor: Sensor, reason: str) -> None:
         self.refused.append((sensor, reason))
 
     def on_failure(self, error: BaseException) -> None:
         self.failures.append(error)
+
+
+def numbered(packet: int) -> SimpleNamespace:
+    """A packet whose number is its frame."""
+    return SimpleNamespace(header=SimpleNamespace(frame_id=str(packet)))
 
 
 @pytest.fixture
@@ -308,7 +326,7 @@ def test_worker_hands_readings_on_in_order_with_the_packets() -> None:
     def put(*names: str) -> None:
         for name in names:
             if name.startswith("packet"):
-                packets.put(int(name[6:]), time.monotonic(), 1)
+                packets.put(numbered(int(name[6:])), time.monotonic(), 1)
             else:
                 sensor = Sensor(name.rstrip("0123456789"))
                 stamp_ns = int(name[len(sensor.value) :])
@@ -339,7 +357,7 @@ def test_worker_that_is_behind_leaves_windows_out_but_never_all(
     packets: PacketQueue[Any] = PacketQueue(100.0)
     notes = Notes()
     for packet in range(28):
-        packets.put(packet, began_s - 30.0, 1)  # waited for long
+        packets.put(numbered(packet), began_s - 30.0, 1)  # waited for long
     thread = worker.Worker(PipelineConfig(), packets, ReadingQueue(), notes, 20.0)  # type: ignore
     taken = thread._pipeline.taken  # type: ignore[attr-defined]
     # Each packet takes 30 ms.
@@ -347,7 +365,7 @@ def test_worker_that_is_behind_leaves_windows_out_but_never_all(
     monkeypatch.setattr(worker, "time", clock)
     thread.start()
     wait_for(lambda: len(taken) == 28)
-    packets.put(28, began_s - 30.0, 1)  # late by itself, and alone
+    packets.put(numbered(28), began_s - 30.0, 1)  # late by itself, and alone
     wait_for(lambda: len(taken) == 29)
     assert thread.stop(5.0)
     assert [packet for _, packet in taken] == list(range(29))  # none is dropped
@@ -362,7 +380,7 @@ def test_worker_that_keeps_up_estimates_everything() -> None:
     packets: PacketQueue[Any] = PacketQueue(100.0)
     notes = Notes()
     for packet in range(20):
-        packets.put(packet, time.monotonic(), 1)
+        packets.put(numbered(packet), time.monotonic(), 1)
     thread = worker.Worker(PipelineConfig(), packets, ReadingQueue(), notes, 20.0)  # type: ignore
     thread.start()
     wait_for(lambda: len(notes.estimated) == 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import socket
@@ -28,6 +29,8 @@ from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.event_arrays import event_array_packet
 from event_binning_grad.events.recordings import open_recording
 from event_binning_grad.events.types import Stamp, stamp_to_ns
+from event_binning_grad.geometry import Camera
+from event_binning_grad.pipeline import Pipeline, PipelineConfig
 from event_binning_grad.ros import bench_intake
 from event_binning_grad.ros.event_topics import TYPES, message_class, type_named
 from event_binning_grad.ros.messages import to_packet
@@ -139,7 +142,9 @@ def test_event_arrays_arrive_whole(ros: Ros, kind: str) -> None:
     assert node.popen.poll() is None
 
 
-def test_second_type_on_the_topic_is_reported(ros: Ros, elsewhere: Any, recording: Path) -> None:
+def test_second_publisher_on_the_topic_is_reported(
+    ros: Ros, elsewhere: Any, recording: Path
+) -> None:
     node, listener = ros.start_node(*PATIENT)
     sender = ros.new_node()
     recorded: Iterator[Any] = open_recording(recording).packets()
@@ -154,6 +159,10 @@ def test_second_type_on_the_topic_is_reported(ros: Ros, elsewhere: Any, recordin
     for packet in packets[:20]:
         publisher.publish(packet)
     listener.wait_for(lambda: listener.figure("decoded packets") == 20, 30, "the packets")
+    elsewhere.destroy_publisher(other)
+    sender.create_publisher(type(packets[0]), EVENTS, EVENTS_QOS)
+    two = f"{EVENTS} has 2 publishers: two cameras in one stream break every window"
+    listener.wait_for(lambda: two in listener.summary, 30, "the report")
 
 
 def test_topic_of_another_kind_is_reported(ros: Ros) -> None:
@@ -200,8 +209,8 @@ def server(tmp_path: Path) -> Iterator[Any]:
     """Starts servers of dv streams, and ends them."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(port: int, kind: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(SERVER), str(port), kind, "60"]
+    def start(port: int, kind: str, behind_s: float = 0.0) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(SERVER), str(port), kind, "60", str(behind_s)]
         processes.append(subprocess.Popen(command))
         return processes[-1]
 
@@ -258,6 +267,81 @@ def test_dv_network_stream(ros: Ros, server: Any) -> None:
     assert node.popen.poll() is None
 
 
+def test_imu_and_triggers_of_a_stream_are_stamped_by_the_clock_of_its_events(
+    ros: Ros, server: Any
+) -> None:
+    """The camera's clock is an hour behind; the servers of IMU and triggers come first."""
+    pytest.importorskip("dv_processing")
+    names = {"events": "port", "imu": "imu_port", "triggers": "trigger_port"}
+    ports = {kind: free_port() for kind in names}
+    parameters = ["source:=dv_network", *(f"{names[kind]}:={ports[kind]}" for kind in names)]
+    for kind in reversed(names):
+        server(ports[kind], kind, 3600.0)
+    node, listener = ros.start_node(*(w for p in parameters for w in ("-p", p)), *PATIENT)
+    sender = ros.new_node()
+    late_s: dict[str, list[float]] = {"imu_out": [], "trigger": []}
+    sensor_s: list[float] = []
+
+    def note(topic: str, message: Any) -> None:
+        late_s[topic].append(time.time() - stamp_to_ns(message.header.stamp) * 1e-9)
+        if topic == "trigger":
+            stamps = message.header.stamp, message.time_ref
+            sensor_s.append((stamp_to_ns(stamps[0]) - stamp_to_ns(stamps[1])) * 1e-9)
+            assert message.source == "rising"
+
+    for topic, kind in (("imu_out", Imu), ("trigger", TimeReference)):
+        callback = functools.partial(note, topic)
+        sender.create_subscription(kind, f"/{listener.name}/{topic}", callback, EVENTS_QOS)
+
+    def enough() -> bool:
+        for _ in range(200):
+            rclpy.spin_once(sender, timeout_sec=0)
+        return min(map(len, late_s.values())) > 100
+
+    listener.wait_for(enough, 60, "IMU samples and edges")
+    listener.wait_for(lambda: listener.text("clock") != "of the events", 30, "the clock")
+    assert float(listener.text("clock offset s")) == pytest.approx(3600, abs=0.1)
+    # Those that came before the events have the stamps of their own time, too.
+    for late in late_s.values():
+        assert -0.05 < np.median(late) < 0.5
+        assert min(late) > -0.05
+    assert sensor_s == pytest.approx([3600.0] * len(sensor_s), abs=0.1)
+    listener.wait_for(lambda: listener.figure("trigger events") >= len(late_s["trigger"]), 30, "")
+    assert listener.figure("dropped triggers") == listener.figure("dropped readings") == 0
+    assert node.popen.poll() is None
+
+
+def test_file_source_ends_with_its_last_window(ros: Ros, recording: Path) -> None:
+    """As the pipeline does that flushes; of the flow, too."""
+    windows = {"estimate": "both", "window_events": 8000, "output_rate_hz": 0.0, "window_ms": 0.0}
+    windows |= {"window_px": 0.0, "flow_window_px": 0.0}
+    camera = Camera.from_camera_info(open_recording(recording).calibration() or {})
+    pipeline = Pipeline(PipelineConfig(**windows), camera)  # type: ignore[arg-type]
+    packets: Iterator[Any] = open_recording(recording).packets()
+    estimates = [estimate for packet in packets for estimate in pipeline.push(packet)]
+    full, last = len(pipeline.take_flow()), pipeline.flush()
+    assert len(last) == 1
+    assert 1500 < last[0].events < 8000
+    fields = full + len(pipeline.take_flow())
+    assert fields > full
+
+    parameters = ["source:=file", f"recording:={recording}", "recording_end:=idle"]
+    parameters += [f"{name}:={value}" for name, value in windows.items()]
+    node, listener = ros.start_node(*(w for p in parameters for w in ("-p", p)), *PATIENT)
+    line = f"the recording {recording} has ended: nothing more will come"
+    listener.wait_for(lambda: line in listener.summary, 60, "the report of the end")
+    assert node.output.count(line) == 1
+    assert listener.level == 1
+    listener.hear_all()
+    expected = [estimate.stamp_ns for estimate in estimates + last if estimate.status.ok]
+    assert [stamp_to_ns(twist.header.stamp) for twist in listener.twists] == expected
+    assert listener.figure("windows") == len(estimates) + 1
+    assert 8000 * len(estimates) + last[0].events == listener.figure("events")
+    assert listener.figure("discarded events") == listener.figure("skipped events") == 0
+    assert listener.flow_figure("windows") == fields
+    assert node.popen.poll() is None
+
+
 def test_file_source_needs_no_topics_and_ends(ros: Ros, recording: Path) -> None:
     """The recording's calibration and IMU are used; the node ends when all is worked off."""
     parameters = ("source:=file", f"recording:={recording}", "imu:=start", "window_events:=8000")
@@ -282,13 +366,14 @@ def test_file_source_needs_no_topics_and_ends(ros: Ros, recording: Path) -> None
     assert np.degrees(np.sqrt(np.nanmean(error**2) * 3)) < 3.0
 
 
-def test_file_source_idles_at_the_end(ros: Ros, recording: Path) -> None:
+def test_file_source_begins_again(ros: Ros, recording: Path) -> None:
     parameters = ("source:=file", f"recording:={recording}", "recording_rate:=4.0")
-    parameters += ("recording_end:=idle",)
+    parameters += ("recording_end:=loop",)
     node, listener = ros.start_node(*(w for p in parameters for w in ("-p", p)), *PATIENT)
-    line = f"the recording {recording} has ended: nothing more will come"
-    listener.wait_for(lambda: line in listener.summary, 60, "the report of the end")
-    assert listener.level == 1
+    again = f"the recording {recording} begins again"
+    listener.wait_for(lambda: again in node.output, 60, "the second time")
+    listener.wait_for(lambda: listener.figure("sensor clock resets") > 0, 30, "the report")
+    assert any("a recording began again" in status.message for status in listener.diagnostics)
     assert node.popen.poll() is None
 
 

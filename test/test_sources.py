@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
@@ -24,7 +24,7 @@ from event_binning_grad.events.recordings import open_recording, write_bag
 from event_binning_grad.events.types import EventPacket, Events, stamp_to_ns
 from event_binning_grad.simulate import SimulationConfig, write_simulation
 from event_binning_grad.sources.camera_settings import apply_settings, setters
-from event_binning_grad.sources.dv import DvCamera, DvNetwork
+from event_binning_grad.sources.dv import DvCamera, DvNetwork, read_inputs
 from event_binning_grad.sources.file import FileSource, Pace
 from event_binning_grad.sources.metavision import Metavision, mono_words, packets
 from event_binning_grad.sources.source import (
@@ -33,7 +33,6 @@ from event_binning_grad.sources.source import (
     SourceError,
     SourceReader,
     SourceUnusableError,
-    TriggerEdge,
     Wait,
 )
 
@@ -116,8 +115,8 @@ def test_network_stream_arrives_whole_and_in_time() -> None:
         np.testing.assert_array_equal(events.y, k % 48)
         np.testing.assert_array_equal(events.p, k % 2)
         np.testing.assert_array_equal(np.diff(events.t[:1000]), 1000)
-        # The stamp is the arrival: after its events, and not long after.
-        delay_ns = stamp_to_ns(packet.header.stamp) - int(events.t[-1])
+        # The stamp is that of the first bytes: after the first event, and not long after.
+        delay_ns = stamp_to_ns(packet.header.stamp) - int(events.t[0])
         assert 0 <= delay_ns < 2e9
         assert int(events.t[-1]) <= received_ns
 
@@ -139,28 +138,51 @@ def test_network_stream_that_comes_and_goes_is_found_again() -> None:
     assert not taken.ended
 
 
-def test_network_imu_is_in_si_units() -> None:
+def test_network_imu_is_in_si_units_and_triggers_have_a_direction() -> None:
+    pytest.importorskip("dv_processing")
+    ports = free_port(), free_port(), free_port()
+    source = DvNetwork("127.0.0.1", *ports)
+    assert source.sensors == {"imu"}
+    began_ns = time.time_ns()
+    with ExitStack() as stack:
+        for kind, port in zip(("events", "imu", "triggers"), ports, strict=True):
+            stack.enter_context(served(kind, port))
+        taken = stack.enter_context(reading(source))
+
+        def of(sensor: str) -> list[Measurement]:
+            return [item for item in taken.of(Measurement) if item.sensor == sensor]
+
+        taken.wait_for(lambda: min(len(of("imu")), len(of("trigger"))) >= 20)
+        assert taken.of(EventPacket)
+    for item in taken.of(Measurement):
+        assert item.clock_of_events
+        assert began_ns - 1000 < item.stamp_ns < time.time_ns()
+    for sample in of("imu"):
+        np.testing.assert_allclose(sample.value, [np.pi, 0, 0], atol=1e-6)
+        assert sample.acceleration is not None
+        np.testing.assert_allclose(sample.acceleration, [0, 0, 9.81], atol=0.01)
+    assert all(edge.value is True for edge in of("trigger"))
+
+
+def test_network_stream_goes_on_without_its_imu() -> None:
     pytest.importorskip("dv_processing")
     port, imu_port = free_port(), free_port()
-    source = DvNetwork("127.0.0.1", port, imu_port)
-    assert source.sensors == {"imu"}
-    with served("events", port), served("imu", imu_port), reading(source) as taken:
-        taken.wait_for(lambda: len(taken.of(Measurement)) >= 20 and taken.of(EventPacket))
-    for sample in taken.of(Measurement):
-        assert sample.sensor == "imu"
-        np.testing.assert_allclose(sample.value, [np.pi, 0, 0], atol=1e-6)
-        np.testing.assert_allclose(sample.acceleration, [0, 0, 9.81], atol=0.01)
-        assert abs(sample.stamp_ns - time.time_ns()) < 60e9
+    with served("events", port), reading(DvNetwork("127.0.0.1", port, imu_port)) as taken:
+        with served("imu", imu_port):
+            taken.wait_for(lambda: bool(taken.of(Measurement)))
+        before = len(taken.of(EventPacket))
+        taken.wait_for(lambda: len(taken.of(EventPacket)) > before + 50)
+    assert not taken.failures
 
 
 @pytest.mark.parametrize("kind", ["imu", "triggers"])
 def test_network_stream_of_something_else_is_one_line(kind: str) -> None:
     pytest.importorskip("dv_processing")
     port = free_port()
-    what = {"imu": "an IMU", "triggers": "triggers"}[kind]
+    what = {"imu": "IMU samples", "triggers": "triggers"}[kind]
     with served(kind, port), reading(DvNetwork("127.0.0.1", port)) as taken:
         taken.wait_for(lambda: any("has no events" in line for line in taken.reports))
-    expected = f"has no events ({what}), expected an event stream"
+    expected = f"127.0.0.1:{port} has no events ({what}): give the port of the camera's events"
     assert any(expected in line for line in taken.reports)
     assert not taken.failures
 
@@ -323,7 +345,7 @@ def test_camera_gives_events_imu_and_triggers(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("event_binning_grad.sources.dv.import_dv", lambda: fake)
     items: list[Any] = [item for item in DvCamera("davis_fa").read() if not isinstance(item, Wait)]
     kinds = [type(item) for item in items]
-    assert kinds == [Opened, EventPacket, Measurement, TriggerEdge, TriggerEdge, EventPacket]
+    assert kinds == [Opened, EventPacket, *[Measurement] * 3, EventPacket]
     assert items[0].text == "DAVIS346_FAKE, 346x260"
     assert camera.settings == [timedelta(milliseconds=4)]
     assert (items[1].seq, items[5].seq) == (0, 1)
@@ -331,11 +353,29 @@ def test_camera_gives_events_imu_and_triggers(monkeypatch: pytest.MonkeyPatch) -
     times = [int(decoder.decode(items[k]).events.t[0]) for k in (1, 5)]
     assert times == [1_000_000_000, 2_000_000_000]
     np.testing.assert_allclose(items[2].value, [0, 0, np.pi / 2])
-    assert (items[2].stamp_ns, items[3], items[4]) == (
-        5000, TriggerEdge(7000, True), TriggerEdge(9000, False),
-    )  # fmt: skip
+    measured = [(item.sensor, item.stamp_ns, item.clock_of_events) for item in items[2:5]]
+    assert measured == [("imu", 5000, True), ("trigger", 7000, True), ("trigger", 9000, True)]
+    assert (items[3].value, items[4].value) == (True, False)
     with pytest.raises(SourceError, match=r"no iniVation camera with 'xplorer'.*found DAVIS_FAKE"):
         next(DvCamera("xplorer").read())
+
+
+def test_dv_batch_is_stamped_when_its_first_event_came() -> None:
+    """Whatever reading it costs: the clock is looked at before, and the batch is whole then."""
+    dv = pytest.importorskip("dv_processing")
+    clock_ns = [5_000_000_000]
+
+    class Slow(FakeInput):
+        def getNextEventBatch(self) -> Any:
+            store = super().getNextEventBatch()
+            clock_ns[0] += 10_000_000
+            if store is not None and not store.isEmpty():
+                store.push_back(store.getHighestTime() + 3000, 5, 6, False)
+            return store
+
+    items = read_inputs([Slow(dv)], lambda: clock_ns[0])
+    stamps = [stamp_to_ns(item.header.stamp) for item in items if isinstance(item, EventPacket)]
+    assert stamps == [4_997_000_000, 5_007_000_000]
 
 
 BATCH = np.dtype([("x", "<u2"), ("y", "<u2"), ("p", "<i2"), ("t", "<i8")])
@@ -432,6 +472,41 @@ def test_file_loops_until_stopped(recording: Path) -> None:
     with reading(FileSource(recording, rate=1000.0, loop=True)) as taken:
         taken.wait_for(lambda: len(taken.of(EventPacket)) > 2 * count)
     assert not taken.ended
+    texts = [opened.text for opened in taken.of(Opened)]
+    assert texts[0].endswith(": 64x48")
+    assert texts[1:3] == [f"the recording {recording} begins again"] * 2
+
+
+def test_triggers_of_a_file_come_in_the_order_of_time(tmp_path: Path) -> None:
+    """Those that lie beside the events, as in AEDAT4; times are in us there."""
+    dv = pytest.importorskip("dv_processing")
+    path, start_us = tmp_path / "camera.aedat4", 1_700_000_000_000_000
+    config = dv.io.MonoCameraWriter.Config("DVXPLORER_TEST0001")
+    config.addEventStream((64, 48))
+    config.addTriggerStream()
+    writer = dv.io.MonoCameraWriter(str(path), config)
+    kinds = dv.TriggerType
+    for k in range(100):
+        store = dv.EventStore()
+        for n in range(20):
+            store.push_back(start_us + 1000 * k + n, n, n, True)
+        writer.writeEvents(store)
+    for k, kind in ((10, kinds.EXTERNAL_SIGNAL_RISING_EDGE), (20, kinds.APS_FRAME_START)):
+        writer.writeTrigger(dv.Trigger(start_us + 1000 * k + 500, kind))
+    falling = kinds.EXTERNAL_SIGNAL_FALLING_EDGE
+    writer.writeTrigger(dv.Trigger(start_us + 30_500, falling))
+    del writer
+    with closing(FileSource(path, rate=1000.0).read()) as items:
+        taken = [item for item in items if not isinstance(item, (Wait, Opened))]
+    edges = [item for item in taken if isinstance(item, Measurement)]
+    found = [(edge.sensor, edge.stamp_ns // 1000 - start_us, edge.value) for edge in edges]
+    assert found == [("trigger", 10_500, True), ("trigger", 30_500, False)]
+    stamps = [
+        item.stamp_ns if isinstance(item, Measurement) else stamp_to_ns(item.header.stamp)
+        for item in taken
+    ]
+    assert len(stamps) > 2
+    assert stamps == sorted(stamps)
 
 
 def test_file_of_plain_events_is_packetized(tmp_path: Path) -> None:

@@ -97,11 +97,6 @@ class EventTopic:
         self.problem = ""
         """Why there is no subscription, or what else is on the topic; in one line."""
 
-    @property
-    def type_name(self) -> str:
-        """What is subscribed to; "" before."""
-        return "" if self._chosen is None else self._chosen.type_name
-
     def look(self) -> None:
         """Subscribes if it can be done now; to be called again and again."""
         problem = self._look()
@@ -110,15 +105,22 @@ class EventTopic:
         self.problem = problem
 
     def _look(self) -> str:
-        offered = self._offered()
+        offers = self._node.get_publishers_info_by_topic(self._topic)
+        offered = sorted({offer.topic_type for offer in offers})
         if self._chosen is not None:
-            others = [name for name in offered if name != self._chosen.type_name]
-            if not others:
-                return ""
-            return (
-                f"{self._topic} is also published as {', '.join(others)}, which is not taken: it "
-                f"is subscribed to as {self._chosen.type_name}"
-            )
+            own = sum(offer.topic_type == self._chosen.type_name for offer in offers)
+            if own < len(offers):
+                others = [name for name in offered if name != self._chosen.type_name]
+                return (
+                    f"{self._topic} is also published as {', '.join(others)}, which is not taken: "
+                    f"it is subscribed to as {self._chosen.type_name}"
+                )
+            if own > 1:
+                return (
+                    f"{self._topic} has {own} publishers: two cameras in one stream break every "
+                    "window; give each a topic of its own"
+                )
+            return ""
         if self._wanted is not None:
             return self._subscribe([self._wanted])
         known = [kind for kind in TYPES if kind.type_name in offered]
@@ -129,10 +131,6 @@ class EventTopic:
                 "camera's topic"
             )
         return self._subscribe(known)
-
-    def _offered(self) -> list[str]:
-        offers = self._node.get_publishers_info_by_topic(self._topic)
-        return sorted({offer.topic_type for offer in offers})
 
     def _subscribe(self, kinds: Sequence[EventsType]) -> str:
         """Subscribes to the first of these types that is installed."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import array
 import math
 import sys
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, PointCloud2, PointField
 
 from event_binning_grad.estimation.flow_estimate import FlowEstimate
 from event_binning_grad.geometry import Camera
@@ -18,25 +17,6 @@ from event_binning_grad.ros.messages import to_camera_info, to_header
 
 POINT_FIELDS = ("x", "y", "vx", "vy", "confidence")
 _POINT_BYTES = 4 * len(POINT_FIELDS)
-
-
-def write_pixels(
-    message: Image, pixels: npt.NDArray[Any], encoding: str, stamp_ns: int, frame_id: str
-) -> None:
-    """Writes an array into an image, which keeps its buffer from call to call.
-
-    pixels: [H, W] or [H, W, C], of the type and the channels that the encoding says.
-    """
-    height, width = pixels.shape[:2]
-    message.header = to_header(stamp_ns, frame_id)
-    message.encoding = encoding
-    message.is_bigendian = sys.byteorder == "big"
-    message.height, message.width = height, width
-    message.step = pixels.nbytes // height
-    if len(message.data) != pixels.nbytes or not isinstance(message.data, array.array):
-        # rclpy checks anything but an array.array byte by byte.
-        message.data = array.array("B", bytes(pixels.nbytes))
-    np.frombuffer(message.data, pixels.dtype).reshape(pixels.shape)[...] = pixels
 
 
 def to_field_camera_info(camera: Camera, stride: int, stamp_ns: int, frame_id: str) -> CameraInfo:

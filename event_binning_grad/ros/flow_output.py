@@ -10,11 +10,8 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from event_binning_grad.estimation.flow_estimate import FlowEstimate
 from event_binning_grad.evaluation.flow_colours import flow_to_rgb, typical_maximum
 from event_binning_grad.pipeline_flow import FlowStage
-from event_binning_grad.ros.flow_messages import (
-    to_field_camera_info,
-    write_pixels,
-    write_points,
-)
+from event_binning_grad.ros.flow_messages import to_field_camera_info, write_points
+from event_binning_grad.ros.messages import write_pixels
 from event_binning_grad.ros.qos import OUTPUT_DEPTH
 
 # How fast the colours' scale follows the flow, a picture: a scale of each its own would flicker.

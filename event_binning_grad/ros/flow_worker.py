@@ -11,8 +11,11 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from event_binning_grad.errors import EventBinningError, PacketError
 from event_binning_grad.estimation import Depth, EgomotionEstimate
@@ -20,7 +23,7 @@ from event_binning_grad.estimation.flow_estimate import FlowEstimate
 from event_binning_grad.events.types import Events
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline_flow import FlowCounters, FlowStage, PipelineConfig
-from event_binning_grad.ros.flow_health import FlowActivity, FlowMeasurements
+from event_binning_grad.ros.health import Activity, Measurements
 
 _POLL_S = 0.1
 _WAKE_S = 0.005
@@ -172,11 +175,13 @@ class FlowWorker:
         self._switch_interval_s = sys.getswitchinterval()
         self._arrival_s, self._frame_id, self._follows = 0.0, "", True
         self._egomotion_late_s = 0.0
+        self._last_chunk: Chunk | None = None
+        self._ending, self._ended = threading.Event(), threading.Event()
         self._new_cameras: deque[Camera] = deque(maxlen=1)
         self._motions: deque[tuple[EgomotionEstimate, Depth | None]] = deque(maxlen=8)
         self._stopping = threading.Event()
         self._last_field_s = -math.inf  # on the monotonic clock
-        self._measurements = FlowMeasurements()
+        self._measurements = Measurements()
         self._thread = threading.Thread(target=self._run, name="flow", daemon=True)
 
     @property
@@ -193,6 +198,11 @@ class FlowWorker:
     def stride(self) -> int:
         return self._stage.stride
 
+    @property
+    def has_ended(self) -> bool:
+        """True: after flush(), all is done."""
+        return self._ended.is_set()
+
     def start(self) -> None:
         if self._gives_way:
             sys.setswitchinterval(min(_SWITCH_INTERVAL_S, self._switch_interval_s))
@@ -207,7 +217,7 @@ class FlowWorker:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def take_activity(self) -> FlowActivity:
+    def take_activity(self) -> Activity:
         """What was measured since the last call; from any thread."""
         return self._measurements.take()
 
@@ -231,7 +241,8 @@ class FlowWorker:
         return ()
 
     def flush(self) -> tuple[FlowEstimate, ...]:
-        return ()  # a live stream has no end
+        self._ending.set()
+        return ()
 
     def break_stream(self) -> None:
         self._follows = False
@@ -249,12 +260,16 @@ class FlowWorker:
             if self._gives_way:
                 _be_nice()
             while not self._stopping.is_set():
+                ending = self._ending.is_set()  # asked first: what was put before it is got still
                 waiting = self._queue.get(_POLL_S)
                 self._take_camera()
                 while self._motions:
                     self._stage.imply(*self._motions.popleft())
                 if waiting is not None:
                     self._take(waiting)
+                elif ending and not self._ended.is_set():
+                    self._hand_over(self._stage.flush)
+                    self._ended.set()
         except BaseException as error:
             if not self._stopping.is_set():
                 self._sink.on_failure(error)
@@ -275,14 +290,19 @@ class FlowWorker:
             self._stage.break_stream()
         if waiting.dropped_events:
             self._stage.skip(waiting.dropped_events)
+        self._last_chunk = chunk
+        estimate = not self._must_catch_up(waiting)
+        self._hand_over(lambda: self._stage.push(chunk.events, chunk.clock_offset_ns, estimate))
+
+    def _hand_over(self, make: Callable[[], list[FlowEstimate]]) -> None:
+        chunk = self._last_chunk
         try:
-            fields = self._stage.push(
-                chunk.events, chunk.clock_offset_ns, not self._must_catch_up(waiting)
-            )
-            for estimate in fields:
+            for estimate in make():
+                assert chunk is not None  # a field is of events
                 self._last_field_s = time.monotonic()
                 self._sink.on_flow(estimate, self._stage, chunk.frame_id)
-                self._measurements.add(estimate, time.monotonic() - chunk.arrival_s)
+                known = np.count_nonzero(estimate.confidence) / max(1, estimate.confidence.size)
+                self._measurements.add(estimate, time.monotonic() - chunk.arrival_s, known)
         except PacketError as error:
             self._sink.on_rejected(str(error))
 

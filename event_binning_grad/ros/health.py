@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,12 +15,17 @@ from event_binning_grad.estimation import EgomotionEstimate, Status
 from event_binning_grad.events.load_control import LoadCounters
 from event_binning_grad.pipeline import PipelineCounters
 
+if TYPE_CHECKING:  # who asks for no flow does not load it
+    from event_binning_grad.estimation.flow_estimate import FlowEstimate
+
 # A stream or an output that is silent for so long is reported, s.
 SILENCE_S = 2.0
 # Stamps of a sensor so far from those of the events are reported, s: no delay explains them.
 _MAX_STAMP_DIFFERENCE_S = 1.0
+# Events' times of the host that differ so much from their packets' stamps are reported, ms.
+_MAX_EVENT_DELAY_MS = 200.0
 # A greater share of windows left out is reported: less is a hiccup of the machine.
-MAX_SKIPPED_SHARE = 0.1
+_MAX_SKIPPED_SHARE = 0.1
 
 
 class Level(enum.IntEnum):
@@ -35,12 +41,14 @@ class Activity:
     """What was measured over the windows of a period; empty where there was none.
 
     lag_ms: from the arrival of a window's last packet to the publication of its estimate.
+    known_share: of the pixels of a flow field, those whose flow is known; NaN for a motion.
     """
 
     lag_ms: Sequence[float] = ()
     solve_ms: Sequence[float] = ()
     iterations: Sequence[int] = ()
     contrast_gain: Sequence[float] = ()
+    known_share: Sequence[float] = ()
 
 
 class Measurements:
@@ -48,14 +56,20 @@ class Measurements:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rows: list[tuple[float, float, int, float]] = []
+        self._rows: list[tuple[float, float, int, float, float]] = []
 
-    def add(self, estimate: EgomotionEstimate, lag_s: float) -> None:
+    def add(
+        self,
+        estimate: EgomotionEstimate | FlowEstimate,
+        lag_s: float,
+        known_share: float = math.nan,
+    ) -> None:
         row = (
             1e3 * lag_s,
             1e3 * estimate.solve_time_s,
             estimate.iterations,
             estimate.contrast_gain,
+            known_share,
         )
         with self._lock:
             self._rows.append(row)
@@ -108,6 +122,8 @@ class Report:
         calibration_problem: why there is no calibration and what to do; "" when there is one.
         last_arrival_s, last_published_s: of a packet and of an estimate; the start, if none yet.
         rejected_packets, last_rejection: packets dropped because of what is in them.
+        dropped_readings: what other sensors and the trigger input gave, and was given up because
+            the worker was too slow to take it.
         track_repairs: windows for which the track had to be found, and was.
         counters: of the pipeline.
         activity: measured since the report before.
@@ -130,6 +146,7 @@ class Report:
     last_arrival_s: float
     published: int
     last_published_s: float
+    dropped_readings: int
     track_repairs: int
     last_discontinuity: str
     device: str
@@ -146,12 +163,15 @@ class Report:
 Problem = tuple[Level, str]
 
 
-class EventCounts(Protocol):
-    """Counters that say how many of the events were looked at."""
+class WindowCounts(Protocol):
+    """Counters that say what became of the windows and their events."""
 
+    windows: int
+    skipped_windows: int
     window_events: int
     used_events: int
     skipped_events: int
+    estimates: dict[Any, int]
 
 
 def assess(before: Report, now: Report) -> Problem:
@@ -232,6 +252,20 @@ def _time_and_load_problems(before: PipelineCounters, now: PipelineCounters) -> 
             f"by the stamps of the packets the robot's clock was set by "
             f"{now.clock.last_step_ns * 1e-9:+.3f} s: keep it synchronised by slewing",
         )
+    delay_ms = now.clock.delay_ms(0.5)
+    if not now.clock.learnt and abs(delay_ms) > _MAX_EVENT_DELAY_MS:
+        yield (
+            Level.WARN,
+            f"the packets' stamps are {delay_ms:.0f} ms after the times of their events, which are "
+            "taken for the robot's: a clock has drifted or was set; set clock to 'arrival'",
+        )
+    unstamped = now.clock.unstamped - before.clock.unstamped
+    if unstamped:
+        yield (
+            Level.WARN,
+            f"{unstamped} packets have a header stamp of 0, which tells nothing of the robot's "
+            "clock: let the camera's driver stamp them",
+        )
     if now.clock.resets > before.clock.resets:
         yield Level.WARN, "the camera's clock began anew: it restarted, or a recording began again"
     if now.load.hot_pixels_problem:
@@ -274,38 +308,56 @@ def _sensor_problems(before: SensorReport, now: SensorReport, time_s: float) -> 
 def _output_problems(before: Report, now: Report) -> Iterator[Problem]:
     """Problems of a stream that comes and is calibrated."""
     windows = now.counters.windows - before.counters.windows
-    skipped = now.counters.skipped_windows - before.counters.skipped_windows
-    if skipped > MAX_SKIPPED_SHARE * (windows + skipped):
-        yield (
-            Level.WARN,
-            f"{skipped} of {windows + skipped} windows left out to keep up: lower output_rate_hz "
-            "or max_events, or free the processor",
-        )
+    if text := left_out(before.counters, now.counters, "lower output_rate_hz or max_events"):
+        yield Level.WARN, text
     unaided = now.counters.unaided_windows - before.counters.unaided_windows
     # While it is silent altogether that is said already.
     heard = any(s.name == "imu" and s.last_arrival_s > before.time_s for s in now.sensors)
-    if heard and unaided > MAX_SKIPPED_SHARE * windows:
+    if heard and unaided > _MAX_SKIPPED_SHARE * windows:
         yield (
             Level.WARN,
             f"{unaided} of {windows} windows had no IMU samples up to their ends and did without: "
             "its messages come later than the events, or are stamped by another clock",
         )
-    counts = {s: now.counters.estimates[s] - before.counters.estimates[s] for s in Status}
-    untrusted = {status: n for status, n in counts.items() if n and not status.ok}
-    if 2 * sum(untrusted.values()) > windows:
-        reasons = ", ".join(f"{n} {status.value}" for status, n in untrusted.items())
-        advice = _ADVICE[max(untrusted, key=lambda status: untrusted[status])]
-        yield (
-            Level.WARN,
-            f"{sum(untrusted.values())} of {windows} windows are not trusted and not published "
-            f"({reasons}): {advice}",
-        )
-    elif not windows and now.time_s - now.last_published_s > SILENCE_S:
+    if text := not_trusted(before.counters, now.counters, _ADVICE):
+        yield Level.WARN, text
+    elif (
+        not windows
+        and now.received_packets > before.received_packets
+        and now.rejected_packets == before.rejected_packets  # that says enough
+        and now.time_s - now.last_published_s > SILENCE_S
+    ):
         yield (
             Level.WARN,
             "packets come, but no window fills: hardly anything moves, or window_events is too "
             "high; window_ms limits a window's time",
         )
+
+
+def left_out(before: WindowCounts, now: WindowCounts, advice: str) -> str:
+    """One line where many windows were left out since a period ago; "" else."""
+    skipped = now.skipped_windows - before.skipped_windows
+    due = now.windows - before.windows + skipped
+    if skipped <= _MAX_SKIPPED_SHARE * due:
+        return ""
+    return f"{skipped} of {due} windows left out to keep up: {advice}, or free the processor"
+
+
+def not_trusted(before: WindowCounts, now: WindowCounts, advice: Mapping[Any, str]) -> str:
+    """One line where most estimates since a period ago are not trusted; "" else.
+
+    advice: what to do, by the status.
+    """
+    windows = now.windows - before.windows
+    counts = {status: n - before.estimates[status] for status, n in now.estimates.items()}
+    refused = {status: n for status, n in counts.items() if n and not status.ok}
+    if 2 * sum(refused.values()) <= windows:
+        return ""
+    reasons = ", ".join(f"{n} {status.value}" for status, n in refused.items())
+    return (
+        f"{sum(refused.values())} of {windows} windows are not trusted and not published "
+        f"({reasons}): {advice[max(refused, key=lambda status: refused[status])]}"
+    )
 
 
 _ADVICE = {
@@ -335,6 +387,7 @@ def figures(before: Report, now: Report) -> dict[str, str]:
         "decoded packets": decoder.packets,
         "lost packets": decoder.lost_packets,
         "late packets": decoder.late_packets,
+        "repeated packets": decoder.repeated_packets,
         "shed packets": now.shed_packets,
         "shed bytes": now.shed_bytes,
         "rejected packets": now.rejected_packets,
@@ -342,6 +395,7 @@ def figures(before: Report, now: Report) -> dict[str, str]:
         "queued packets": now.queued_packets,
         "discontinuities": counters.discontinuities,
         "last discontinuity": now.last_discontinuity,
+        "dropped readings": now.dropped_readings,
         "discarded events": counters.discarded_events + decoder.discarded_events,
         "uncalibrated events": counters.uncalibrated_events,
         "events without depth": counters.depthless_events,
@@ -359,13 +413,14 @@ def figures(before: Report, now: Report) -> dict[str, str]:
     if now.egomotion:
         values |= _egomotion_figures(before, now, period_s)
     for sensor in now.sensors:
+        age_s = now.time_s - sensor.last_arrival_s
         values |= {
             f"{sensor.name} messages": sensor.received,
             f"{sensor.name} refused": sensor.refused,
             f"{sensor.name} last refusal": sensor.last_refusal,
             f"{sensor.name} dropped": sensor.dropped,
-            f"{sensor.name} age s": _seconds(now.time_s - sensor.last_arrival_s, sensor.received),
-            f"{sensor.name} behind events s": _seconds(sensor.behind_s, sensor.received),
+            f"{sensor.name} age s": _number(age_s) if sensor.received else "",
+            f"{sensor.name} behind events s": _number(sensor.behind_s) if sensor.received else "",
         }
     return {name: str(value) for name, value in values.items()}
 
@@ -392,35 +447,27 @@ def _clock_figures(counters: PipelineCounters) -> dict[str, Any]:
         "clock": "learnt from the stamps" if clock.learnt else "of the events",
         "clock offset s": f"{clock.offset_ns * 1e-9:.6f}",
         "clock drift ppm": f"{clock.drift_ppm:.2f}",
-        "packet delay ms p50": _milliseconds(clock.delay_ms(0.5)),
-        "packet delay ms p99": _milliseconds(clock.delay_ms(0.99)),
+        "packet delay ms p50": _number(clock.delay_ms(0.5)),
+        "packet delay ms p99": _number(clock.delay_ms(0.99)),
         "robot clock steps": clock.steps,
         "robot clock last step s": f"{clock.last_step_ns * 1e-9:.6f}" if clock.steps else "",
         "sensor clock resets": clock.resets,
         "ignored stamps": clock.ignored_stamps,
-        "trigger events": counters.decoder.trigger_events,
+        "packets without stamp": clock.unstamped,
+        "trigger events": counters.triggers,
         "dropped triggers": counters.dropped_triggers,
     }
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else ""
-
-
 def _egomotion_figures(before: Report, now: Report, period_s: float) -> dict[str, Any]:
-    counters, activity = now.counters, now.activity
+    counters = now.counters
     return {
         "windows": counters.windows,
         **{f"estimates {status.value}": counters.estimates[status] for status in Status},
         "published": now.published,
         "published per s": f"{(now.published - before.published) / period_s:.1f}",
         "used events share": events_share(before.counters, counters),
-        "lag ms p50": statistic(np.median, activity.lag_ms),
-        "lag ms max": statistic(np.max, activity.lag_ms),
-        "solve ms mean": statistic(np.mean, activity.solve_ms),
-        "solve ms max": statistic(np.max, activity.solve_ms),
-        "iterations mean": statistic(np.mean, activity.iterations),
-        "contrast gain mean": statistic(np.nanmean, activity.contrast_gain),
+        **activity_figures(now.activity),
         "skipped windows": counters.skipped_windows,
         "skipped events": counters.skipped_events,
         "track losses": counters.searches,
@@ -430,16 +477,28 @@ def _egomotion_figures(before: Report, now: Report, period_s: float) -> dict[str
     }
 
 
-def _seconds(value: float, known: int) -> str:
-    return f"{value:.3f}" if known and np.isfinite(value) else ""
+def _number(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else ""
 
 
-def events_share(before: EventCounts, now: EventCounts) -> str:
+def events_share(before: WindowCounts, now: WindowCounts) -> str:
     """The share of events that were looked at: not those of windows left out, or between windows,
     and of large windows a part."""
     window_events = now.window_events - before.window_events
     events = window_events + now.skipped_events - before.skipped_events
     return f"{(now.used_events - before.used_events) / events:.3f}" if events else ""
+
+
+def activity_figures(activity: Activity) -> dict[str, str]:
+    """What /diagnostics lists of an activity, but for the known share."""
+    return {
+        "lag ms p50": statistic(np.median, activity.lag_ms),
+        "lag ms max": statistic(np.max, activity.lag_ms),
+        "solve ms mean": statistic(np.mean, activity.solve_ms),
+        "solve ms max": statistic(np.max, activity.solve_ms),
+        "iterations mean": statistic(np.mean, activity.iterations),
+        "contrast gain mean": statistic(np.mean, activity.contrast_gain),
+    }
 
 
 def statistic(function: Any, values: Sequence[float]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import array
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,17 +133,29 @@ def write_image(
 
     0 is black; the 99th percentile of the pixels with events, at least 3 events, is white.
     """
-    height, width = counts.shape
-    message.header = to_header(stamp_ns, frame_id)
-    if (message.height, message.width) != (height, width):
-        message.height, message.width = height, width
-        message.encoding, message.step = "mono8", width
-        # rclpy checks anything but an array.array byte by byte: 0.4 s for an ndarray of 2.4 MB.
-        message.data = array.array("B", bytes(height * width))
     lit = counts[counts > 0.5]
     white = max(float(np.percentile(lit, _WHITE_PERCENTILE)) if len(lit) else 0, _WHITE_MIN_EVENTS)
-    pixels = np.frombuffer(message.data, np.uint8).reshape(height, width)
-    pixels[:] = np.clip(counts * (255 / white), 0, 255)
+    pixels = np.clip(counts * (255 / white), 0, 255).astype(np.uint8)
+    write_pixels(message, pixels, "mono8", stamp_ns, frame_id)
+
+
+def write_pixels(
+    message: Image, pixels: npt.NDArray[Any], encoding: str, stamp_ns: int, frame_id: str
+) -> None:
+    """Writes an array into an image, which keeps its buffer from call to call.
+
+    pixels: [H, W] or [H, W, C], of the type and the channels that the encoding says.
+    """
+    height, width = pixels.shape[:2]
+    message.header = to_header(stamp_ns, frame_id)
+    message.encoding = encoding
+    message.is_bigendian = sys.byteorder == "big"
+    message.height, message.width = height, width
+    message.step = pixels.nbytes // height
+    if len(message.data) != pixels.nbytes or not isinstance(message.data, array.array):
+        # rclpy checks anything but an array.array byte by byte: 0.4 s for an ndarray of 2.4 MB.
+        message.data = array.array("B", bytes(pixels.nbytes))
+    np.frombuffer(message.data, pixels.dtype).reshape(pixels.shape)[...] = pixels
 
 
 def to_diagnostics(stamp: Time, *statuses: DiagnosticStatus) -> DiagnosticArray:

@@ -65,7 +65,6 @@ class PacketQueue(Generic[Packet]):
         self._changed = threading.Condition()
         self._closed = False
         self._catching_up = False
-        self._at_work = False
         self._late_since_s = 0.0
         self._shed_now = 0  # dropped since the last packet was taken out
         self.received_packets = 0
@@ -76,12 +75,6 @@ class PacketQueue(Generic[Packet]):
     def __len__(self) -> int:
         """Packets that wait."""
         return len(self._waiting)
-
-    @property
-    def idle(self) -> bool:
-        """True: nothing waits, and what was taken out last is done."""
-        with self._changed:
-            return not self._waiting and not self._at_work
 
     def put(self, packet: Packet, arrival_s: float, size: int) -> None:
         """Takes the next packet; never blocks.
@@ -110,7 +103,6 @@ class PacketQueue(Generic[Packet]):
     def get(self, timeout_s: float) -> Arrival[Packet] | None:
         """The oldest packet that waits; None when none came in time, or the queue is closed."""
         with self._changed:
-            self._at_work = False
             if not self._waiting and not self._closed:
                 self._changed.wait(timeout_s)
             if self._closed or not self._waiting:
@@ -119,7 +111,6 @@ class PacketQueue(Generic[Packet]):
             if self._oldest_age_s(time.monotonic()) > self._max_wait_s:
                 self._shed(keep=1)
             packet, arrival_s, _, number = self._waiting.popleft()
-            self._at_work = True
             shed_before, self._shed_now = self._shed_now, 0
             return Arrival(packet, arrival_s, number, shed_before)
 

@@ -35,6 +35,7 @@ class NodeConfig:
         address: with source dv_network, of the server.
         port: the same, of the events.
         imu_port: the same, of the IMU; 0 for none.
+        trigger_port: the same, of the trigger input; 0 for none.
         camera_name: with source dv_camera and metavision, name or serial number; empty for the
             first camera that is found.
         camera_settings: with source dv_camera, "name=value name=value ...".
@@ -61,6 +62,7 @@ class NodeConfig:
     address: str = "127.0.0.1"
     port: int = 7777
     imu_port: int = 0
+    trigger_port: int = 0
     camera_name: str = ""
     camera_settings: str = ""
     recording: str = ""
@@ -93,6 +95,7 @@ class NodeConfig:
         for name, lowest, highest in (
             ("port", 1, 65535),
             ("imu_port", 0, 65535),
+            ("trigger_port", 0, 65535),
             ("recording_rate", 0.001, 1000.0),
             ("queue_ms", 1.0, 60_000.0),
             ("iwe_rate_hz", 0.1, 1000.0),

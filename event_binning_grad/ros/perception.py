@@ -14,13 +14,14 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistWithCovarianceStamped, Vector3Stamped
 from rclpy.clock import Clock, ClockType  # pyright: ignore[reportPrivateImportUsage] # Humble
+from rclpy.exceptions import ParameterException
 from rclpy.executors import Executor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, Image, Imu, TimeReference
 
 from event_binning_grad.cli import load_camera
-from event_binning_grad.errors import EventBinningError
+from event_binning_grad.errors import ConfigError, EventBinningError
 from event_binning_grad.estimation import EgomotionEstimate
 from event_binning_grad.estimation.flow_estimate import FlowEstimate
 from event_binning_grad.events.types import EventPacket, PacketLike
@@ -60,7 +61,6 @@ from event_binning_grad.sources.source import (
     Measurement,
     Opened,
     SourceReader,
-    TriggerEdge,
 )
 
 _LOG_PERIOD_S = 5.0
@@ -97,7 +97,10 @@ class PerceptionNode(Node):
     """
 
     def __init__(self) -> None:
-        super().__init__("perception")
+        try:
+            super().__init__("perception")
+        except ParameterException as error:  # one of ROS's own, as use_sim_time
+            raise ConfigError(" ".join(str(error).split())) from None
         self._config = declare(self, NodeConfig)
         pipeline_config = declare(self, PipelineConfig)
         for name in unknown_parameters(self):
@@ -194,7 +197,7 @@ class PerceptionNode(Node):
         self._last_arrival_s = time.monotonic()
         self._queue.put(packet, self._last_arrival_s - waited_s, size)
 
-    def _on_reading(self, reading: Reading) -> None:
+    def _on_reading(self, reading: Reading | Measurement) -> None:
         self._readings.put(reading, self._queue.received_packets)
 
     def _on_camera_info(self, info: CameraInfo) -> None:
@@ -204,10 +207,7 @@ class PerceptionNode(Node):
         if content == self._last_camera_info:
             return
         self._last_camera_info = content
-        try:
-            self._worker.set_camera(Camera.from_camera_info(info))
-        except EventBinningError as error:
-            self._refuse_calibration(error)
+        self._use(info)
 
     def _subscribe(self) -> None:
         self._sensors.subscribe()
@@ -270,6 +270,7 @@ class PerceptionNode(Node):
             last_arrival_s=self._last_arrival_s,
             published=self._published,
             last_published_s=self._last_published_s,
+            dropped_readings=sum(self._readings.dropped.values()),
             track_repairs=self._track_repairs,
             last_discontinuity=self._worker.last_discontinuity or "",
             device=self._pipeline_config.device,
@@ -304,27 +305,15 @@ class PerceptionNode(Node):
 
     # Called on the thread that reads the source.
 
-    def _on_source_item(self, item: EventPacket | Measurement | TriggerEdge | Opened) -> None:
+    def _on_source_item(self, item: EventPacket | Measurement | Opened) -> None:
         if isinstance(item, EventPacket):
             self._on_events(item, 0.0, len(item.events))
         elif isinstance(item, Measurement):
-            self._sensors.measured(Sensor(item.sensor), item.stamp_ns, item.value)
-            publisher = self._imu
-            if item.sensor == "imu" and publisher and publisher.get_subscription_count():
-                publisher.publish(to_imu(item, self._config.frame_id or IMU_FRAME_ID))
-        elif isinstance(item, TriggerEdge):
-            edge = Trigger(item.stamp_ns, item.stamp_ns, int(item.rising), 0)
-            self.on_triggers([edge], self._config.frame_id)
+            self._on_reading(item)
         else:
-            self.get_logger().info(f"events: {item.text}")
+            self.get_logger().info(f"events: {item.text}", throttle_duration_sec=1.0)
             if item.calibration is not None and not self._config.calibration_file:
-                self._take_recorded(item.calibration)
-
-    def _take_recorded(self, calibration: dict[str, Any]) -> None:
-        try:
-            self._worker.set_camera(Camera.from_camera_info(calibration))
-        except EventBinningError as error:
-            self._refuse_calibration(error)
+                self._use(item.calibration)
 
     def _on_source_problem(self, problem: str) -> None:
         now_s = time.monotonic()
@@ -336,12 +325,13 @@ class PerceptionNode(Node):
     def _on_source_end(self) -> None:
         assert self._source is not None  # it has ended
         assert self._executor is not None  # start() gave it
+        self._worker.end()
+        while self.context.ok() and not self._worker.has_ended:
+            time.sleep(_LOOK_PERIOD_S)
         ends = self._config.recording_end == "stop"
         text = f"{self._source.name} has ended"
         self._source_problem = "" if ends else f"{text}: nothing more will come"
-        while ends and self.context.ok() and not self._queue.idle:
-            time.sleep(_LOOK_PERIOD_S)
-        self.get_logger().info(f"{text}{', and so does the node' if ends else ''}")
+        self.get_logger().info(f"{text}, and so does the node" if ends else self._source_problem)
         if ends:
             self._executor.create_task(self._end)
 
@@ -356,13 +346,13 @@ class PerceptionNode(Node):
         self._executor.create_task(self._subscribe)
 
     def on_estimate(
-        self, estimate: EgomotionEstimate, packet: PacketLike, image: CompensatedImage
+        self, estimate: EgomotionEstimate, frame_id: str, image: CompensatedImage
     ) -> None:
         self._sensors.compare_stamps(estimate.window_end_ns)
         self._track_repairs += estimate.searched and estimate.status.ok
         if not estimate.status.ok:
             return
-        frame_id = self._config.frame_id or packet.header.frame_id
+        frame_id = self._config.frame_id or frame_id
         self._twist.publish(to_twist(estimate, frame_id))
         self._published += 1
         self._last_published_s = time.monotonic()
@@ -378,6 +368,12 @@ class PerceptionNode(Node):
                 self._next_image_s = self._last_published_s + 1 / self._config.iwe_rate_hz
                 write_image(self._image, counts, estimate.stamp_ns, frame_id)
                 self._iwe.publish(self._image)
+
+    def on_measurement(self, measurement: Measurement) -> Reading | None:
+        publisher = self._imu
+        if measurement.sensor == "imu" and publisher and publisher.get_subscription_count():
+            publisher.publish(to_imu(measurement, self._config.frame_id or IMU_FRAME_ID))
+        return self._sensors.measured(measurement)
 
     def on_flow(self, estimate: FlowEstimate, stage: FlowStage, frame_id: str) -> None:
         assert self._flow_output is not None  # made with the worker that calls
@@ -403,7 +399,8 @@ class PerceptionNode(Node):
         self._calibration_problem, self._calibrated, self._calibration_refused = "", True, False
         self.get_logger().info(
             f"calibration: {camera.width}x{camera.height}, {camera.distortion_model}, "
-            f"focal lengths {camera.K[0, 0]:.1f} {camera.K[1, 1]:.1f} px"
+            f"focal lengths {camera.K[0, 0]:.1f} {camera.K[1, 1]:.1f} px",
+            throttle_duration_sec=_LOG_PERIOD_S,
         )
 
     def on_failure(self, error: BaseException) -> None:
@@ -418,10 +415,16 @@ class PerceptionNode(Node):
 
     # On either.
 
+    def _use(self, calibration: CameraInfo | dict[str, Any]) -> None:
+        try:
+            self._worker.set_camera(Camera.from_camera_info(calibration))
+        except EventBinningError as error:
+            self._refuse_calibration(error)
+
     def _refuse_calibration(self, error: EventBinningError) -> None:
         kept = "; the calibration before it stays in use" if self._calibrated else ""
         self._calibration_problem, self._calibration_refused = f"{error}{kept}", True
-        self.get_logger().error(self._calibration_problem)
+        self.get_logger().error(self._calibration_problem, throttle_duration_sec=_LOG_PERIOD_S)
 
     def _create_plane_publishers(self) -> dict[str, Publisher]:
         """By the name of the estimate's field that they publish; none without a plane."""

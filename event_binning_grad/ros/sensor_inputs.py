@@ -21,6 +21,7 @@ from event_binning_grad.events.types import NS_PER_S, stamp_to_ns
 from event_binning_grad.ros.health import SensorReport
 from event_binning_grad.ros.qos import DEPTH_QOS, RELIABLE_DEPTH_QOS, SENSOR_QOS
 from event_binning_grad.ros.sensors import Reading, Sensor, converters
+from event_binning_grad.sources.source import Measurement
 
 _TYPES = {Sensor.DEPTH: Image, Sensor.RANGE: Range, Sensor.IMU: Imu}
 _LOG_PERIOD_S = 5.0
@@ -50,7 +51,7 @@ class SensorInputs:
         node: whose subscriptions they are.
         needed: the sensors to subscribe to, and the parameters that need them.
         R_camera_from_imu: [3, 3], turns the IMU's angular velocity into the camera's frame.
-        take: gets each reading, on the executor's thread or that of `measured`.
+        take: gets each reading, on the executor's thread.
         own: those of them that the source of the events brings, and no topic.
     """
 
@@ -90,23 +91,22 @@ class SensorInputs:
                 _TYPES[sensor], f"~/{sensor.value}", self._callback(sensor), qos
             )
 
-    def measured(self, sensor: Sensor, stamp_ns: int, value: Any) -> None:
-        """Takes what the source of the events brings, converted already; from its thread.
-
-        value: as Reading has it, but an IMU's angular velocity is in its own frame.
-        """
+    def measured(self, measurement: Measurement) -> Reading | None:
+        """The reading that what the source of the events brought gives, its stamp on the robot's
+        clock; None if nobody asks for it, or it cannot be used. From the worker's thread."""
+        sensor, value = Sensor(measurement.sensor), measurement.value
         entry = self._inputs.get(sensor)
-        if entry is None:  # nobody asks for it
-            return
+        if entry is None:
+            return None
         entry.received += 1
         entry.last_arrival_s = time.monotonic()
         if sensor is Sensor.IMU:
             value = self._R_camera_from_imu @ np.asarray(value, np.float64)
         if sensor is not Sensor.DEPTH and not np.isfinite(value).all():
             self.refuse(sensor, f"{value}, expected finite numbers")
-            return
-        entry.last_stamp_ns = stamp_ns
-        self._take(Reading(sensor, stamp_ns, value))
+            return None
+        entry.last_stamp_ns = measurement.stamp_ns
+        return Reading(sensor, measurement.stamp_ns, value)
 
     def refuse(self, sensor: Sensor, reason: str) -> None:
         """Counts a message that could not be used; from any thread."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from event_binning_grad.errors import ConfigError
 from event_binning_grad.events.companions import to_angular_velocity, to_depth, to_range
+from event_binning_grad.sources.source import Measurement
 
 if TYPE_CHECKING:
     from event_binning_grad.pipeline import PipelineConfig
@@ -24,16 +25,18 @@ _ROTATION_TOLERANCE = 1e-3
 
 
 class Sensor(enum.Enum):
-    """What the pipeline can take besides events; a topic of the node has the value's name."""
+    """What the pipeline can take besides events. A topic of the node has the value's name, but for
+    the camera's own trigger input."""
 
     DEPTH = "depth"
     RANGE = "range"
     IMU = "imu"
+    TRIGGER = "trigger"
 
 
 # How many readings of a sensor wait at most for the packet after them. At usual rates more than a
 # packet can wait itself: what is dropped then was made useless by a worker that hangs.
-_MAX_WAITING = {Sensor.DEPTH: 32, Sensor.RANGE: 2000, Sensor.IMU: 5000}
+_MAX_WAITING = {Sensor.DEPTH: 32, Sensor.RANGE: 2000, Sensor.IMU: 5000, Sensor.TRIGGER: 5000}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,31 +54,40 @@ class Reading:
 
 
 class ReadingQueue:
-    """Readings on their way to the worker, in order with the packets.
+    """Readings, and what the events' source measured, on their way to the worker, in order with
+    the packets.
 
-    dropped: readings given up because too many waited, by sensor.
+    dropped: those given up because too many waited, by sensor.
     """
 
     def __init__(self) -> None:
-        self._waiting = {sensor: deque[tuple[int, Reading]]() for sensor in Sensor}
+        self._waiting = {sensor: deque[tuple[int, Reading | Measurement]]() for sensor in Sensor}
         self._lock = threading.Lock()
         self.dropped = dict.fromkeys(Sensor, 0)
 
-    def put(self, reading: Reading, packets_before: int) -> None:
-        """Takes a reading that came after so many packets; never blocks."""
+    def put(self, reading: Reading | Measurement, packets_before: int) -> None:
+        """Takes what came after so many packets; never blocks."""
+        sensor = Sensor(reading.sensor)
         with self._lock:
-            waiting = self._waiting[reading.sensor]
+            waiting = self._waiting[sensor]
             waiting.append((packets_before, reading))
-            if len(waiting) > _MAX_WAITING[reading.sensor]:
+            if len(waiting) > _MAX_WAITING[sensor]:
                 waiting.popleft()
-                self.dropped[reading.sensor] += 1
+                self.dropped[sensor] += 1
 
-    def take(self, packets_before: float = math.inf) -> list[Reading]:
-        """The readings that came before the packet after so many packets; without it, all."""
-        taken: list[Reading] = []
+    def take(
+        self, packets_before: float = math.inf, clock_known: bool = True
+    ) -> list[Reading | Measurement]:
+        """What came before the packet after so many packets; without it, all.
+
+        clock_known: False: what is on the clock of the events stays here.
+        """
+        taken: list[Reading | Measurement] = []
         with self._lock:
             for waiting in self._waiting.values():
                 while waiting and waiting[0][0] <= packets_before:
+                    if not clock_known and getattr(waiting[0][1], "clock_of_events", False):
+                        break
                     taken.append(waiting.popleft()[1])
         return taken
 

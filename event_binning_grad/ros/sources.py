@@ -22,7 +22,7 @@ def make_source(config: NodeConfig, wanted: frozenset[str]) -> Source | None:
     if config.source == "dv_camera":
         return DvCamera(config.camera_name, config.camera_settings)
     if config.source == "dv_network":
-        return DvNetwork(config.address, config.port, config.imu_port)
+        return DvNetwork(config.address, config.port, config.imu_port, config.trigger_port)
     if config.source == "metavision":
         return Metavision(config.camera_name)
     if config.source == "file":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import time
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from event_binning_grad.errors import EventBinningError, PacketError
 from event_binning_grad.estimation import EgomotionEstimate
 from event_binning_grad.events.event_arrays import event_array_packet
-from event_binning_grad.events.types import PacketLike
+from event_binning_grad.events.types import PacketLike, Triggers
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import (
     Pipeline,
@@ -28,6 +29,7 @@ from event_binning_grad.ros.flow_worker import FlowWorker
 from event_binning_grad.ros.health import Activity, Measurements
 from event_binning_grad.ros.packet_queue import Arrival, PacketQueue, SerializedArray
 from event_binning_grad.ros.sensors import Reading, ReadingQueue, Sensor
+from event_binning_grad.sources.source import Measurement
 
 CompensatedImage = Callable[[], "npt.NDArray[np.float32] | None"]
 
@@ -49,9 +51,14 @@ class Sink(Protocol):
         ...
 
     def on_estimate(
-        self, estimate: EgomotionEstimate, packet: PacketLike, image: CompensatedImage
+        self, estimate: EgomotionEstimate, frame_id: str, image: CompensatedImage
     ) -> None:
-        """A window is done; `packet` completed it. `image` makes its compensated image."""
+        """A window is done. `image` makes its compensated image."""
+        ...
+
+    def on_measurement(self, measurement: Measurement) -> Reading | None:
+        """The source of the events measured something, its stamp on the robot's clock; the reading
+        that it gives, if it is of use."""
         ...
 
     def on_triggers(self, triggers: Sequence[Trigger], frame_id: str) -> None:
@@ -113,6 +120,8 @@ class Worker:
         }
         self._sink = sink
         self._new_cameras: deque[Camera] = deque(maxlen=1)
+        self._last_arrival_s, self._frame_id = 0.0, ""  # of the last packet
+        self._ending, self._ended = threading.Event(), threading.Event()
         self._stopping = threading.Event()
         self._measurements = Measurements()
         # A daemon, so that a compiler run that nobody can interrupt does not keep the process.
@@ -142,6 +151,16 @@ class Worker:
         """The calibration to use from the next packet on; from any thread."""
         self._new_cameras.append(camera)
 
+    def end(self) -> None:
+        """Says that no packet will come after those that wait: when they are worked off, the last
+        window ends, shorter than others; from any thread."""
+        self._ending.set()
+
+    @property
+    def has_ended(self) -> bool:
+        """True: after end(), all is done."""
+        return self._ended.is_set() and (self._flow is None or self._flow.has_ended)
+
     def take_activity(self) -> Activity:
         """What was measured since the last call; from any thread."""
         return self._measurements.take()
@@ -152,13 +171,17 @@ class Worker:
             if not self._stopping.is_set():
                 self._sink.on_ready()
             while not self._stopping.is_set():
-                self._take_camera()
+                ending = self._ending.is_set()  # asked first: what was put before it is got still
                 arrival = self._queue.get(_POLL_S)
+                self._take_camera()  # that of a recording comes before its first packet
                 before = arrival.number - 1 if arrival is not None else math.inf
-                for reading in self._readings.take(before):
+                for reading in self._readings.take(before, self._pipeline.knows_clock):
                     self._take_reading(reading)
                 if arrival is not None:
                     self._take_packet(arrival)
+                elif ending and not self._ended.is_set():
+                    self._hand_over(self._pipeline.flush)
+                    self._ended.set()
         except BaseException as error:
             # Whatever it is, a node without a worker must not look alive.
             if not self._stopping.is_set():
@@ -175,11 +198,31 @@ class Worker:
         except EventBinningError as error:
             self._sink.on_calibration(camera, error)
 
-    def _take_reading(self, reading: Reading) -> None:
+    def _take_reading(self, taken: Reading | Measurement) -> None:
+        reading = self._read(taken) if isinstance(taken, Measurement) else taken
+        if reading is None:
+            return
         try:
             self._push_reading[reading.sensor](reading.stamp_ns, reading.value)
         except EventBinningError as error:
             self._sink.on_refused_reading(reading.sensor, str(error))
+
+    def _read(self, measurement: Measurement) -> Reading | None:
+        """The reading that the pipeline takes of it, if any; an edge goes on at once."""
+        stamp_ns = measurement.stamp_ns
+        if measurement.sensor == Sensor.TRIGGER.value:
+            t, p = np.array([stamp_ns], np.int64), np.array([measurement.value], np.uint8)
+            self._pipeline.push_triggers(Triggers(t, p, np.zeros(1, np.uint8)))
+            self._hand_over_triggers()
+            return None
+        if measurement.clock_of_events:
+            stamp_ns = self._pipeline.to_robot(stamp_ns)
+            measurement = dataclasses.replace(measurement, stamp_ns=stamp_ns)
+        try:
+            return self._sink.on_measurement(measurement)
+        except PacketError as error:
+            self._sink.on_rejected(str(error))
+            return None
 
     def _take_packet(self, arrival: Arrival[PacketLike | SerializedArray]) -> None:
         if arrival.shed_before:
@@ -191,23 +234,33 @@ class Worker:
             self._pipeline.skip_packets(1)
             self._sink.on_rejected(str(error))
             return
+        self._last_arrival_s, self._frame_id = arrival.arrival_s, packet.header.frame_id
         if self._flow is not None:
-            self._flow.note_packet(arrival.arrival_s, packet.header.frame_id)
+            self._flow.note_packet(self._last_arrival_s, self._frame_id)
+        self._hand_over(lambda: self._pipeline.push(packet, not self._must_catch_up(arrival)))
+        self._hand_over_triggers()
+
+    def _hand_over(self, make: Callable[[], list[EgomotionEstimate]]) -> None:
         try:
-            estimates = self._pipeline.push(packet, not self._must_catch_up(arrival))
+            estimates = make()
             if estimates:
                 self._last_estimate_s = time.monotonic()
             for estimate in estimates:
                 # The pipeline holds the last window only: the others have no image.
                 last = estimate is estimates[-1]
                 image = self._pipeline.compensated_image if last else _no_image
-                self._sink.on_estimate(estimate, packet, image)
-                self._measurements.add(estimate, time.monotonic() - arrival.arrival_s)
+                self._sink.on_estimate(estimate, self._frame_id, image)
+                self._measurements.add(estimate, time.monotonic() - self._last_arrival_s)
         except PacketError as error:
             self._sink.on_rejected(str(error))
+
+    def _hand_over_triggers(self) -> None:
         triggers = self._pipeline.take_triggers()
-        if triggers:
-            self._sink.on_triggers(triggers, packet.header.frame_id)
+        try:
+            if triggers:
+                self._sink.on_triggers(triggers, self._frame_id)
+        except PacketError as error:
+            self._sink.on_rejected(str(error))
 
     def _must_catch_up(self, arrival: Arrival[PacketLike | SerializedArray]) -> bool:
         now_s = time.monotonic()

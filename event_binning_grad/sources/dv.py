@@ -21,7 +21,6 @@ from event_binning_grad.sources.source import (
     Opened,
     SourceError,
     SourceUnusableError,
-    TriggerEdge,
     Wait,
 )
 
@@ -39,12 +38,13 @@ class DvNetwork:
     Such a server has one stream a port. The streams' times are epoch us.
 
     address, port: of the event stream.
-    imu_port: of the IMU's stream at the same address; 0: there is none.
+    imu_port, trigger_port: of the camera's other streams at the same address; 0: there is none.
     """
 
     address: str
     port: int
     imu_port: int = 0
+    trigger_port: int = 0
     ends: bool = False
 
     @property
@@ -57,34 +57,29 @@ class DvNetwork:
 
     def read(self) -> Generator[Item, None, None]:
         dv = import_dv()
-        reader = self._connect(dv, self.port)
-        if not reader.isEventStreamAvailable():
-            raise SourceError(
-                f"{self.name} has no events ({_served(reader)}), expected an event stream: "
-                "give the port of the camera's events"
-            )
-        readers = [reader]
-        if self.imu_port:
-            readers.append(self._connect(dv, self.imu_port))
-            if not readers[1].isImuStreamAvailable():
-                raise SourceError(
-                    f"the dv stream at {self.address}:{self.imu_port} has no IMU samples "
-                    f"({_served(readers[1])}): give the port of the camera's IMU"
-                )
-        yield Opened(f"{self.name}: {_described(reader)}")
+        ports = {"events": self.port, "IMU samples": self.imu_port, "triggers": self.trigger_port}
+        readers = [self._connect(dv, port, kind) for kind, port in ports.items() if port]
+        yield Opened(f"{self.name}: {_described(readers[0])}")
         yield from read_inputs(readers)
 
-    def _connect(self, dv: ModuleType, port: int) -> Any:
+    def _connect(self, dv: ModuleType, port: int, kind: str) -> Any:
         try:
             # dv-processing's own connecting cannot be given a time limit.
             socket.create_connection((self.address, port), _CONNECT_S).close()
-            return dv.io.NetworkReader(self.address, port)
+            reader = dv.io.NetworkReader(self.address, port)
         except (RuntimeError, ValueError, OSError) as error:
             reason = str(error).partition(" [system")[0].strip()
             raise SourceError(
                 f"nobody serves a dv stream at {self.address}:{port} ({reason}): start the server, "
                 "or give its address and port"
             ) from None
+        served = _served(reader)
+        if kind not in served:
+            raise SourceError(
+                f"the dv stream at {self.address}:{port} has no {kind} "
+                f"({', '.join(served) or 'nothing known'}): give the port of the camera's {kind}"
+            )
+        return reader
 
 
 @dataclass(frozen=True)
@@ -156,8 +151,9 @@ def import_dv() -> ModuleType:
 def read_inputs(inputs: list[Any], now_ns: Callable[[], int] = time.time_ns) -> Iterator[Item]:
     """What dv inputs (of dv_processing.io, the first with events) give, until the first one ends.
 
-    Packets are stamped with the time at which they were read; their events and the IMU samples
-    have the times that the camera gave them.
+    Events, IMU samples and triggers have the times that the camera gave them. A header stamp says
+    when a packet's first bytes came. A batch is there, whole, when it is asked for, so its first
+    event came as much earlier as the batch is long.
     """
     from event_binning_grad.events.dv import dv_packet
 
@@ -175,45 +171,49 @@ def read_inputs(inputs: list[Any], now_ns: Callable[[], int] = time.time_ns) -> 
             batch = source.getNextImuBatch()
             if batch is not None:
                 idle = False
-                yield from map(_measurement, batch)
+                yield from map(_sample, batch)
         for source in with_triggers:
             batch = source.getNextTriggerBatch()
             if batch is not None:
                 idle = False
                 yield from (edge for each in batch if (edge := _edge(each)) is not None)
         with suppress(StopIteration):
+            asked_ns = now_ns()
             store = events.getNextEventBatch()
             if store is not None:
                 idle = False
                 if not store.isEmpty():
-                    yield dv_packet(store, width, height, seq, FRAME_ID, now_ns())
+                    length_ns = (store.getHighestTime() - store.getLowestTime()) * NS_PER_US
+                    yield dv_packet(store, width, height, seq, FRAME_ID, asked_ns - length_ns)
                     seq += 1
         if idle and running:
             yield Wait()
 
 
-def _measurement(sample: Any) -> Measurement:
+def _sample(sample: Any) -> Measurement:
     # In rad/s and m/s^2; the fields themselves are in deg/s and g.
     omega = np.asarray(sample.getAngularVelocities(), np.float64).ravel()
     acceleration = np.asarray(sample.getAccelerations(), np.float64).ravel()
-    return Measurement("imu", int(sample.timestamp) * NS_PER_US, omega, acceleration)
+    stamp_ns = int(sample.timestamp) * NS_PER_US
+    return Measurement("imu", stamp_ns, omega, acceleration, clock_of_events=True)
 
 
-def _edge(trigger: Any) -> TriggerEdge | None:
+def _edge(trigger: Any) -> Measurement | None:
     name = trigger.type.name
     if "RISING_EDGE" not in name and "FALLING_EDGE" not in name:
         return None  # the camera's own marks: reset, start and end of frames
-    return TriggerEdge(int(trigger.timestamp) * NS_PER_US, "RISING_EDGE" in name)
+    stamp_ns = int(trigger.timestamp) * NS_PER_US
+    return Measurement("trigger", stamp_ns, "RISING_EDGE" in name, clock_of_events=True)
 
 
-def _served(reader: Any) -> str:
+def _served(reader: Any) -> list[str]:
     kinds = {
         "frames": reader.isFrameStreamAvailable,
-        "an IMU": reader.isImuStreamAvailable,
+        "IMU samples": reader.isImuStreamAvailable,
         "triggers": reader.isTriggerStreamAvailable,
         "events": reader.isEventStreamAvailable,
     }
-    return ", ".join(kind for kind, there in kinds.items() if there()) or "nothing known"
+    return [kind for kind, there in kinds.items() if there()]
 
 
 def _described(source: Any) -> str:

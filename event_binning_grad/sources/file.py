@@ -32,7 +32,7 @@ _READINGS = {"imu": ("imu", "gyro"), "depth": ("depth_images",), "range": ("rang
 
 @dataclass(frozen=True)
 class FileSource:
-    """Any recording that open_recording knows.
+    """Any recording that open_recording knows, with the edges of its trigger input.
 
     rate: speed; 2 is twice as fast as it was.
     loop: begin again at the end.
@@ -70,6 +70,8 @@ class FileSource:
         yield Opened(text, recording.calibration())
         seq = 0
         while True:
+            if seq:
+                yield Opened(f"{self.name} begins again")
             first_seq = seq
             pace = Pace(self.rate, self.clock)
             for time_ns, item in timed_items(recording, self.wanted, first_seq):
@@ -105,8 +107,9 @@ class Pace:
 def timed_items(
     recording: Any, wanted: Iterable[str], first_seq: int = 0
 ) -> Iterator[tuple[int, Item]]:
-    """The packets of a recording with its other sensors' measurements, in the order of time."""
-    streams = [_packets(recording, first_seq)]
+    """The packets of a recording with the edges of its trigger input and its other sensors'
+    measurements, in the order of time."""
+    streams = [_packets(recording, first_seq), _edges(recording)]
     streams += [_measurements(recording, sensor) for sensor in wanted]
     return heapq.merge(*streams, key=lambda timed: timed[0])
 
@@ -136,3 +139,11 @@ def _measurements(recording: Any, sensor: str) -> Iterator[tuple[int, Item]]:
         for stamp_ns, value in readings:
             yield int(stamp_ns), Measurement(sensor, int(stamp_ns), value)
         return
+
+
+def _edges(recording: Any) -> Iterator[tuple[int, Item]]:
+    """Those that a recording holds beside its packets."""
+    read = getattr(recording, "triggers", None)
+    for edges in () if read is None else read():
+        for stamp_ns, p in zip(edges.t.tolist(), edges.p.tolist(), strict=True):
+            yield stamp_ns, Measurement("trigger", stamp_ns, bool(p))

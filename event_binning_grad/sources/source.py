@@ -49,12 +49,12 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measurement:
-    """What a sensor beside the event camera measured.
+    """What a sensor beside the event camera's pixels measured.
 
-    sensor: "imu", "depth" or "range".
-    stamp_ns: on the clock of the events.
+    sensor: "imu", "depth", "range", or "trigger": the camera's trigger input.
+    stamp_ns: on the robot's clock; with clock_of_events on that of the events in the packets.
     value: [3] angular velocity in rad/s, in the IMU's own frame | float32 [H, W] depth in m, NaN
-        unknown | range in m.
+        unknown | range in m | whether a trigger's edge rises.
     acceleration: of an IMU, [3] in m/s^2; None: not known.
     """
 
@@ -62,17 +62,10 @@ class Measurement:
     stamp_ns: int
     value: Any
     acceleration: npt.NDArray[np.float64] | None = None
+    clock_of_events: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TriggerEdge:
-    """An edge on the camera's trigger input, on the clock of the events."""
-
-    stamp_ns: int
-    rising: bool
-
-
-Item = EventPacket | Measurement | TriggerEdge | Opened | Wait
+Item = EventPacket | Measurement | Opened | Wait
 
 
 class Source(Protocol):
