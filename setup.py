@@ -30,7 +30,7 @@ setup(
         (f"share/{name}/config", files("config/*.yaml") + files(f"{name}/ros/*.xml")),
         (f"share/{name}/launch", files("launch/*.py")),
     ],
-    zip_safe=True,
+    zip_safe=False,
     # Without triton: torch's builds for CUDA bring the version that suits them, others have no use
     # for it but to test the kernels.
     install_requires=[

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from event_binning_grad.commands.bench import add_bench, add_bias
 from event_binning_grad.commands.evaluate import add_compare, add_evaluate
@@ -38,7 +39,11 @@ __all__ = [
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Bad input is one line, never a traceback."""
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:  # argparse would not say of which command
+        command = f"event-binning-grad {options.command}"
+        print(f"{command}: unknown argument {' '.join(unknown)}; see --help", file=sys.stderr)
+        return EXIT_BAD_INPUT
     let_threads_sleep()
     try:
         return options.run(options)
@@ -52,12 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # a report that cannot be written, a full disk
-        print(f"event-binning-grad {options.command}: {error}", file=sys.stderr)
+        why = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"event-binning-grad {options.command}: {why}", file=sys.stderr)
         return EXIT_BAD_INPUT
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all errors are said; the usage is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="event-binning-grad",
         description="Egomotion from event cameras through unbiased gradients of event binning.",
     )

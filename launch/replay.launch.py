@@ -101,9 +101,15 @@ def _replay(context: LaunchContext) -> list[Node | RegisterEventHandler]:
         additional_env=transport_environment(transport, os.environ),
         output="screen",
     )  # fmt: skip
-    # Whichever of the two: the node has said why.
-    ended = OnProcessExit(on_exit=[Shutdown(reason="the recording or the node has ended")])
+    ended = OnProcessExit(
+        target_action=_is_ours, on_exit=[Shutdown(reason="the recording or the node has ended")]
+    )
     return [replay, RegisterEventHandler(ended)]
+
+
+def _is_ours(action: object) -> bool:
+    """Not what a larger launch starts besides."""
+    return isinstance(action, Node) and action.node_package == PACKAGE
 
 
 def _is_true(context: LaunchContext, name: str) -> bool:

@@ -285,7 +285,7 @@ def test_bench_runs_the_sections_that_are_named(
         return lambda _, settings, parts: ran.append((name, settings.quick, len(parts))) or [name]
 
     monkeypatch.setattr(bench, "SECTIONS", {name: section(name) for name in bench.SECTIONS})
-    path = tmp_path / "new" / "figures.json"
+    path = tmp_path / "figures.json"
     assert cli.main(["bench", *arguments, "--json", str(path)]) == 0
     quick, parts = "--quick" in arguments, arguments.count("--part")
     assert ran == [(name, quick, parts) for name in expected]

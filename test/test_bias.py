@@ -323,7 +323,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_command_on_simulated_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    out = tmp_path / "new" / "bias"
+    out = tmp_path / "bias"
     code, text, err = run(capsys, "--out", out, *TINY)
     assert (code, err) == (0, "")
     assert "simulated: derivatives against finite differences of 1 bin" in text

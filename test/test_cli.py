@@ -8,16 +8,23 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from event_binning_grad import cli
-from event_binning_grad.evaluation.metrics import angular_velocity_error
+from event_binning_grad.config import PipelineConfig
+from event_binning_grad.evaluation import plots
+from event_binning_grad.evaluation.evaluate import evaluate
+from event_binning_grad.evaluation.metrics import angular_velocity_error, translation
 from event_binning_grad.events.bag_writer import write_bag
+from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.encoder import packetize
 from event_binning_grad.events.ground_truth import GroundTruth
-from event_binning_grad.events.types import Events
+from event_binning_grad.events.recordings import open_recording
+from event_binning_grad.events.repacking import Stretch
+from event_binning_grad.events.types import Events, stamp_to_ns
 from event_binning_grad.simulate import SimulationConfig, write_simulation
 
 COMMANDS = (
@@ -76,7 +83,7 @@ def test_help(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
 def test_evaluate_a_simulated_recording(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    report, table = tmp_path / "new" / "report.json", tmp_path / "rows.csv"
+    report, table = tmp_path / "report.json", tmp_path / "rows.csv"
     code, out, err = run(
         capsys, "evaluate", recording, "--window-events", 10_000, "--json", report, "--csv", table
     )
@@ -363,8 +370,9 @@ def bad_inputs(tmp_path: Path) -> dict[str, list[object]]:
         "convert nothing": ["convert", tmp_path / "no_events", tmp_path / "bag3"],
         "compare: unknown solver": ["compare", good, "--solvers", "magic"],
         "compare: too few events": ["compare", good],
-        "JSON into a folder": ["evaluate", good, "--json", tmp_path],
-        "CSV below a file": ["evaluate", good, "--csv", tmp_path / "calib.txt" / "rows.csv"],
+        "part before the start": ["evaluate", good, "--start", -1],
+        "part after the end": ["evaluate", good, "--start", 5],
+        "part of nothing": ["evaluate", good, "--flow", "--duration", 0],
         "size": ["simulate", "--out", tmp_path / "s", "--size", "huge"],
         "size of one number": ["simulate", "--out", tmp_path / "s", "--size", "346"],
         "size that int() refuses": ["simulate", "--out", tmp_path / "s", "--size", "³x²"],
@@ -373,6 +381,8 @@ def bad_inputs(tmp_path: Path) -> dict[str, list[object]]:
         "negative seed": ["simulate", "--out", tmp_path / "s", "--seed", -1],
         "peak not a number": ["simulate", "--out", tmp_path / "s", "--peak", "nan", 1, 1],
         "out exists": ["simulate", "--out", tmp_path / "empty", "--duration", 0.1],
+        "out in no folder": ["simulate", "--out", tmp_path / "a/b/c", "--duration", 0.1],
+        "out where nothing can be": ["simulate", "--out", "/proc/x", "--duration", 0.1],
         "out below a file": ["simulate", "--out", tmp_path / "calib.txt" / "x", "--duration", 0.1],
     }  # fmt: skip
 
@@ -391,6 +401,138 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("evaluate {good} --json /proc/x", "/proc/x: nothing can be written to /proc: choose"),
+        (
+            "evaluate {good} --json {tmp}/new/x",
+            "/new/x: there is no folder {tmp}/new: make it first",
+        ),
+        (
+            "evaluate {good} --csv {tmp}/new/x",
+            "/new/x: there is no folder {tmp}/new: make it first",
+        ),
+        ("evaluate {good} --plot /proc/x", "/proc/x: nothing can be written to /proc: choose"),
+        ("evaluate {good} --plot {tmp}/new/x", "there is no folder {tmp}/new: make it first"),
+        ("evaluate {good} --flow --flow-plot /proc/x", "/proc/x: nothing can be written to /proc"),
+        ("compare {good} --json {tmp}/new/x", "there is no folder {tmp}/new: make it first"),
+        ("bias --out /proc/x", "/proc/x: nothing can be written to /proc: choose another place"),
+        ("simulate --out /proc/x", "/proc: nothing can be written to /proc: choose another place"),
+    ],
+)
+def test_places_are_looked_at_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    options: str, message: str,
+):  # fmt: skip
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    for reads in ("evaluate.open_recording", "evaluate_flow.open_recording",
+                  "compare.open_recording", "bias_report.run_bias"):  # fmt: skip
+        monkeypatch.setattr(f"event_binning_grad.evaluation.{reads}", work)
+    monkeypatch.setattr("event_binning_grad.simulate.write_simulation", work)
+    names = {"tmp": tmp_path, "good": tmp_path / "good"}
+    code, out, err = run(capsys, *options.format(**names).split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message.format(**names) in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flow", [[], ["--flow"]])
+def test_a_part_is_what_convert_writes_of_it(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flow: list[str]
+):
+    stretch = ["--start", 0.1, "--duration", 0.25]
+    options = [*flow, "--window-ms", 40, "--json"]
+    assert run(capsys, "evaluate", recording, *stretch, *options, tmp_path / "part")[0] == 0
+    assert run(capsys, "convert", recording, tmp_path / "bag", *stretch)[0] == 0
+    assert run(capsys, "evaluate", tmp_path / "bag", *options, tmp_path / "bag.json")[0] == 0
+    part, bag = (json.loads((tmp_path / name).read_text()) for name in ("part", "bag.json"))
+    assert part["duration_s"] == pytest.approx(0.25, abs=0.005)
+    assert part["windows_by_status"] == bag["windows_by_status"]
+    alike = ("events", "duration_s", *(("flow_warp_loss_mean",) if flow else
+             ("angular_velocity_rms_deg_s", "windows_compared", "nees_mean")))  # fmt: skip
+    for name in alike:
+        assert part[name] == pytest.approx(bag[name], rel=1e-6)
+
+
+def test_a_part_of_a_text_recording(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shapes, report = data_dir / "ecd_shapes_rotation", tmp_path / "report.json"
+    stretch = ["--start", 0.2, "--duration", 0.3, "--json", report]
+    code, out, err = run(capsys, "evaluate", shapes, *stretch)
+    assert (code, err) == (0, "")
+    parts: Any = open_recording(shapes).packets()
+    t = np.concatenate([part.t for part in parts])
+    since_s = (t - t[0]) / 1e9
+    figures = json.loads(report.read_text())
+    assert figures["events"] == ((since_s >= 0.2) & (since_s < 0.5)).sum()
+    compared, windows = figures["windows_compared"], figures["windows"]
+    assert 0 < compared < windows
+    assert f"{compared} trusted windows of {windows}" in out
+
+
+def test_a_model_that_does_not_fit_the_truth_is_named(
+    data_dir: Path, moving: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    report = tmp_path / "report.json"
+    lines = {}
+    stretches = {
+        data_dir / "ecd_slider_depth": 0.2,
+        moving: 0.2,
+        data_dir / "ecd_shapes_rotation": 9,
+    }
+    for path, duration_s in stretches.items():
+        options = ["--duration", duration_s, "--json", report]
+        code, out, _ = run(capsys, "evaluate", path, *options)
+        assert code == 0
+        lines[path.name] = [line for line in out.splitlines() if "--motion-model" in line]
+        hint = json.loads(report.read_text())["hint"]
+        assert lines[path.name] == ([hint] if hint else [])
+    assert len(lines["moving"]) == 1
+    assert lines["ecd_slider_depth"] == [
+        "by the ground truth the camera translates at 0.31 m/s and turns at 0.0 deg/s (RMS): "
+        "--motion-model rotation is right only if the scene is far away; else take full with a "
+        "--depth, or planar"
+    ]
+    assert lines["ecd_shapes_rotation"] == []  # 0.046 m/s
+    planar = ["--motion-model", "planar", "--duration", 0.2]
+    assert "--motion-model" not in run(capsys, "evaluate", moving, *planar)[1]
+
+
+def test_the_pictures_have_the_time_of_the_rows(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure) or path)
+    result = evaluate(recording, PipelineConfig(), stretch=Stretch(0.2))
+    plots.plot_evaluation(result, tmp_path)
+    start_ns = stamp_to_ns(next(iter(BagRecording(recording).packets())).header.stamp)
+    trusted = [e for e in result.estimates if e.status.ok]
+    wanted_s = [(e.stamp_ns - start_ns) / 1e9 for e in trusted]
+    assert 0.2 < wanted_s[0] < 0.35
+    truth, dots = drawn[0].axes[0].lines
+    assert dots.get_xdata() == pytest.approx(wanted_s)
+    assert dots.get_ydata() == pytest.approx([e.angular_velocity[0] for e in trusted])
+    assert truth.get_xdata()[[0, -1]] == pytest.approx([wanted_s[0], wanted_s[-1]])
+    label = drawn[0].axes[-1].get_xlabel()
+    assert label == f"time since the recording's start, stamp - {start_ns / 1e9:.3f} s (s)"
+    assert result.summary()["recording_start_s"] == start_ns / 1e9
+
+
+def test_figures_of_info_are_short(data_dir: Path, capsys: pytest.CaptureFixture[str]):
+    code, out, _ = run(capsys, "info", data_dir / "ecd_shapes_rotation", "--json")
+    assert code == 0
+    figures = json.loads(out)
+    assert figures["encoding"] == "arrays"
+    assert len(figures["rate_events"]) > 10
+    (line,) = [line for line in out.splitlines() if '"rate_events"' in line]
+    assert json.loads("{" + line.strip().rstrip(",") + "}")["rate_events"] == figures["rate_events"]
+    assert len(out.splitlines()) < 100
+
+
 def test_bad_input_prints_no_traceback(tmp_path: Path):
     done = evaluate_in_a_process("evaluate", tmp_path / "absent")
     assert done.returncode == 2
@@ -405,13 +547,14 @@ def test_bad_input_prints_no_traceback(tmp_path: Path):
      ["evaluate", "x", "--window-events", "5", "--window-ms", "5"],
      ["evaluate", "x", "--window-events", "many"],
      ["evaluate", "x", "--depth", "1", "--depth-range"],
-     ["evaluate", "x", "--motion-model", "warp"]],
+     ["evaluate", "x", "--motion-model", "warp"], ["evaluate", "x", "--warp", "3"]],
 )  # fmt: skip
 def test_bad_options_are_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]):
-    code, _, err = run(capsys, *arguments)
-    assert code == 2
-    assert err.splitlines()[-1].startswith("event-binning-grad")
-    assert "error:" in err
+    code, out, err = run(capsys, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    known = arguments if arguments and arguments[0] in COMMANDS else []
+    assert err.startswith(" ".join(["event-binning-grad", *known[:1]]) + ": ")
+    assert err.endswith("; see --help\n")
 
 
 def test_ros_commands_say_what_they_lack(
@@ -446,3 +589,18 @@ def test_error_metric_has_the_units_it_says():
     assert error.median_deg_s == pytest.approx(3.0)
     assert angular_velocity_error([], np.empty((0, 3)), truth) is None
     assert angular_velocity_error([5 * 10**12], omega[:1], truth) is None
+
+
+def test_what_is_no_rotation_is_said_with_its_speeds():
+    t_ns = np.arange(0, 10) * 10**8 // 2
+
+    def motion(turn_rad_s: float, speed_m_s: float | None) -> str:
+        angular, linear = np.zeros((2, 10, 3))
+        angular[:, 1], linear[:, 0] = turn_rad_s, speed_m_s or 0
+        truth = GroundTruth(t_ns, angular, None if speed_m_s is None else linear)
+        return translation(truth, t_ns.tolist())
+
+    assert motion(0.0, 0.3) == "translates at 0.30 m/s and turns at 0.0 deg/s (RMS)"
+    assert motion(1.0, 0.3) == "translates at 0.30 m/s and turns at 57.3 deg/s (RMS)"
+    assert motion(0.001, None) == "turns at 0.1 deg/s (RMS)"
+    assert motion(5.0, 0.3) == motion(0.0, 0.04) == motion(1.0, None) == ""

@@ -130,7 +130,7 @@ def test_a_recording_too_short_is_refused(rotating: Path):
 def test_the_command_prints_and_writes_the_rows(
     rotating: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    report = tmp_path / "new" / "rows.json"
+    report = tmp_path / "rows.json"
     arguments = ["--window-events", str(EVENTS), "--windows", "1", "--solvers", "newton"]
     arguments += ["--pairs", "linear+linear", "--no-angular-acceleration", "--json", str(report)]
     assert cli.main(["compare", str(rotating), *arguments]) == 0

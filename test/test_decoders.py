@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -791,3 +793,39 @@ def test_second_opinion_of_the_evt3_package():
     assert np.array_equal(part.y, other.y)
     assert np.array_equal(part.p, other.p)
     assert np.array_equal(part.t // 1000, np.maximum.accumulate(other.t.astype(np.int64)))
+
+
+def test_no_packet_waits_for_the_compiler() -> None:
+    """In a process of its own: here all is compiled long since."""
+    script = """
+import numpy as np
+from event_binning_grad.events import decoder, evt2, evt3, fixed_size, libcaer_cmp, part, time_rules
+from event_binning_grad.events.decoder import PacketDecoder
+from event_binning_grad.events.encoder import ENCODERS
+from event_binning_grad.events.types import EventPacket, Events, Header, Stamp
+
+def compiled():
+    modules = evt2, evt3, fixed_size, libcaer_cmp, part, time_rules
+    found = [vars(m)[name] for m in modules for name in vars(m)]
+    return {(f.__name__, str(s)) for f in found if hasattr(f, "signatures") for s in f.signatures}
+
+decoder.warm_up()
+before = compiled()
+rng = np.random.default_rng(0)
+t = np.sort(rng.integers(0, 4_000_000, 500)) // 1000 * 1000
+x, y, p = rng.integers(0, 64, 500), rng.integers(0, 48, 500), rng.integers(0, 2, 500)
+events = Events(t, x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8), 64, 48)
+for encoding, encode in ENCODERS.items():
+    for width in (64, 32):  # the half of them outside
+        time_base, words = encode(events)
+        packet = EventPacket(
+            Header(Stamp(1, 0), "camera"), 48, width, 0, time_base, encoding, False, bytes(words)
+        )
+        PacketDecoder().decode(packet)
+print(sorted(compiled() - before))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"

@@ -34,6 +34,7 @@ from event_binning_grad.evaluation.true_flow import SimulatedTruth, truth_hint
 from event_binning_grad.events.bag_writer import write_bag
 from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.recordings import open_recording
+from event_binning_grad.events.repacking import Stretch
 from event_binning_grad.events.types import EventPacket, Events
 from event_binning_grad.geometry import Camera
 from event_binning_grad.geometry.motion_field import undistorted_bearings
@@ -156,6 +157,7 @@ def test_rows_and_fields_are_of_the_same_windows(files: Path):
         content["window_start_s"], stamps, content["window_end_s"], strict=True
     ):
         assert start_s < stamp_s < end_s
+    assert content["status"].tolist() == [row["status"] for row in rows]
     for row, flow in zip(rows, content["flow"], strict=True):
         assert np.isfinite(flow).any() == (row["status"] == "ok")
     settled = np.isfinite(content["flow"][..., 0])
@@ -381,6 +383,27 @@ def test_a_truth_that_is_not_asked_for_is_named(
     assert hint(objects) == ""
     assert hint(objects, "--flow-raw").endswith("is on undistorted pixels: without --flow-raw")
     assert hint(uncalibrated) == ""  # it holds no motion either
+
+
+def test_a_rotation_is_no_truth_of_a_camera_that_translates(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    slider = [data_dir / "ecd_slider_depth", "--flow", "--duration", 0.1]
+    code, out, err = run(capsys, *slider, "--flow-truth", "rotation")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "warning: --flow-truth rotation: the camera translates at 0.28 m/s" in err
+    code, out, err = run(capsys, *slider)
+    assert (code, err) == (0, "")
+    assert "--flow-truth rotation" not in out
+    assert "which implies no flow without depth" in out
+
+
+def test_displacements_outside_a_part_are_not_missed(data_set: Path):
+    stretch = Stretch(0.05, 0.1)
+    result = evaluate_flow(data_set, PipelineConfig(estimate="flow"), stretch=stretch)
+    assert result.duration_s == pytest.approx(0.1, abs=0.005)
+    assert len(result.displacements) + result.displacements_missed in (2, 3)
+    assert result.displacements
 
 
 @pytest.mark.parametrize("kind", ["rotation", "depth"])

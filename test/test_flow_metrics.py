@@ -424,6 +424,8 @@ def test_fields_come_back_from_the_file(tmp_path: Path):
     types = {"flow": "f4", "confidence": "f2", "normal_flow": "?"} | dict.fromkeys(
         ("stamp_s", "window_start_s", "window_end_s"), "f8"
     )
+    types["status"] = "<U2"
+    assert set(content["status"]) == {"ok"}
     assert {name: content[name].dtype for name in content} == types
     np.testing.assert_array_equal(content["flow"], flows)
     np.testing.assert_array_equal(content["confidence"], 0.75 * np.isfinite(flows[..., 0]))
@@ -437,6 +439,7 @@ def test_a_field_without_trust_is_unknown_in_the_file(tmp_path: Path):
     with FlowFile(tmp_path / "flow.npz") as file:
         file.add(estimate_of(uniform(5.0, 0.0), status=FlowStatus.NO_STRUCTURE))
     content = np.load(tmp_path / "flow.npz")
+    assert content["status"].tolist() == ["no_structure"]
     assert np.isnan(content["flow"]).all()
     assert not content["confidence"].any()
     assert not content["normal_flow"].any()

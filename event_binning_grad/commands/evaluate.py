@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from event_binning_grad.commands.shared import (
+    add_stretch,
     add_topic,
     check_places,
     event_bar,
@@ -24,6 +25,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("evaluate", help="run the pipeline over a recording and score it")
     command.add_argument("recording", type=Path, metavar="RECORDING")
     add_topic(command)
+    add_stretch(command)
     command.add_argument(
         "--calib", type=Path, metavar="FILE",
         help="camera_info YAML or calib.txt (default: what the recording holds)",
@@ -76,8 +78,8 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     flow.add_argument(
         "--flow-out", type=Path, metavar="FILE.npz",
-        help="keep every field: stamp_s, window_start_s and window_end_s [T]; flow [T, H, W, 2] in "
-        "px/s, confidence and normal_flow [T, H, W] (11 bytes a pixel and field)",
+        help="keep every field: stamp_s, window_start_s, window_end_s and status [T]; flow "
+        "[T, H, W, 2] in px/s, confidence and normal_flow [T, H, W] (11 bytes a pixel and field)",
     )  # fmt: skip
     flow.add_argument("--flow-plot", type=Path, metavar="DIR", help="write pictures of the flow")
     command.set_defaults(run=_evaluate)
@@ -100,7 +102,7 @@ def _add_estimation(command: argparse.ArgumentParser) -> None:
     )
     depth.add_argument(
         "--depth-plane", metavar="NX,NY,NZ,D",
-        help="the plane n.P = d (m) in the camera's frame at the start, moved by the recording's "
+        help="the plane n.P = d (m) in the camera's frame at the recording's start, moved by its "
         "poses or true velocities; with a minus in front: --depth-plane=-0.1,0,1,2",
     )  # fmt: skip
     depth.add_argument(
@@ -148,6 +150,7 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     from event_binning_grad.commands.evaluation_tables import print_evaluation
     from event_binning_grad.evaluation.evaluate import evaluate
+    from event_binning_grad.events.repacking import Stretch
 
     check_places((options.json, options.csv), (options.plot, options.flow_plot))
     if options.plot or options.flow_plot:
@@ -171,6 +174,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             images=options.plot is not None,
             depth_topic=options.depth_topic,
             topic=options.topic,
+            stretch=Stretch(options.start, options.duration),
         )
     print_evaluation(result)
     print_warnings(result.warnings, "evaluate")
@@ -204,6 +208,7 @@ def _evaluate_flow(options: argparse.Namespace) -> int:
     from event_binning_grad.commands.evaluation_tables import print_flow
     from event_binning_grad.config import PipelineConfig
     from event_binning_grad.evaluation.evaluate_flow import evaluate_flow
+    from event_binning_grad.events.repacking import Stretch
 
     if options.window_events is not None:
         raise ConfigError("--window-events with --flow; expected --window-ms or --window-px")
@@ -234,6 +239,7 @@ def _evaluate_flow(options: argparse.Namespace) -> int:
             flow_out=options.flow_out,
             pictures=options.flow_plot is not None,
             topic=options.topic,
+            stretch=Stretch(options.start, options.duration),
             progress=lambda events: bar.advance(task, events),
         )
     print_flow(result)
@@ -274,7 +280,6 @@ def _compare(options: argparse.Namespace) -> int:
         report_console(), f"{options.recording}, windows of {options.window_events:,} events", rows
     )
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps([as_json(row) for row in rows], indent=2) + "\n")
     return 0
 

@@ -66,6 +66,9 @@ def print_evaluation(result: Evaluation) -> None:
     row("passes over a window, mean", figures["iterations_mean"], "")
     table.add_row("ground truth", figures["ground_truth"] or "none")
     row("angular velocity RMS, an axis", figures["angular_velocity_rms_deg_s"], "deg/s")
+    if figures["windows_compared"]:
+        compared, windows = figures["windows_compared"], figures["windows"]
+        table.add_row("  over", f"{compared:,} trusted windows of {windows:,}")
     per_axis = figures["angular_velocity_rms_per_axis_deg_s"]
     for axis, value in zip("xyz", per_axis or (), strict=False):
         row(f"  about {axis}", value, "deg/s")
@@ -78,6 +81,8 @@ def print_evaluation(result: Evaluation) -> None:
             row(f"  along {axis}", value, "m/s", ",.3f")
         row("  normalised squared error", figures["linear_nees_mean"], "")
     Console().print(table)
+    if result.hint:
+        print(result.hint)
 
 
 def print_flow(result: FlowEvaluation) -> None:
@@ -87,7 +92,9 @@ def print_flow(result: FlowEvaluation) -> None:
     row = table.row
     row("events", figures["events"], "", ",d")
     row("duration", figures["duration_s"], "s")
-    row("flow fields", figures["fields"], "", ",d")
+    table.add_row(
+        "flow fields", f"{figures['fields']:,} of {len(result.windows):,} windows trusted"
+    )
     table.counts("not trusted", _untrusted(figures))
     table.add_row("on", "undistorted pixels" if result.undistorted else "raw pixels")
     row("window, p50", figures["window_ms_p50"], "ms", ",.1f")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from event_binning_grad.commands.shared import (
+    add_stretch,
     add_topic,
     check_places,
     event_bar,
@@ -18,6 +20,8 @@ from event_binning_grad.commands.shared import (
 if TYPE_CHECKING:
     from event_binning_grad.events.summary import Summary
 
+# A replay waits so long for a subscriber, s.
+WAIT_S = 10.0
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _SPARK_COLUMNS = 40
 
@@ -49,7 +53,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     command.add_argument("out", type=Path, metavar="OUT", help="a new directory, or FILE.npz")
     add_topic(command)
     command.add_argument("--calib", type=Path, metavar="FILE", help="a calibration to put in")
-    _add_stretch(command)
+    add_stretch(command)
     command.set_defaults(run=_convert)
 
 
@@ -69,7 +73,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     add_topic(parser)
     parser.add_argument("--rate", type=float, default=1.0, help="speed (default: %(default)s)")
     parser.add_argument("--loop", action="store_true", help="begin again at the end")
-    _add_stretch(parser)
+    add_stretch(parser)
     parser.add_argument(
         "--pause", action="store_true",
         help="begin paused; the space key and the service ~/pause (std_srvs/SetBool) go on and "
@@ -77,8 +81,9 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--clock", action="store_true", help="publish /clock (for use_sim_time)")
     parser.add_argument(
-        "--wait", type=float, default=0.0, metavar="S",
-        help="wait for a subscriber to the events, at most this long, s (default: %(default)s)",
+        "--wait", type=float, default=WAIT_S, metavar="S",
+        help="wait for a subscriber to the events, at most this long, s; 0 publishes at once, and "
+        "a node that runs already misses the beginning (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no line of progress")
     parser.add_argument(
@@ -88,15 +93,6 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--publish-log", type=Path, metavar="CSV", help="a row a packet: seq, times"
-    )
-
-
-def _add_stretch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--start", type=float, default=0.0, metavar="S", help="leave out so much of the beginning"
-    )
-    parser.add_argument(
-        "--duration", type=float, metavar="S", help="end so long after that (default: the end)"
     )
 
 
@@ -111,7 +107,7 @@ def _info(options: argparse.Namespace) -> int:
         task = bar.add_task("reading", total=None)
         summary = summarise(recording, progress=lambda events: bar.advance(task, events))
     if options.json:
-        print(json.dumps(summary.figures(), indent=2))
+        print(_flat_lists(json.dumps(summary.figures(), indent=2)))
     else:
         print_warnings(summary.warnings, "info")
         _print_summary(summary)
@@ -165,7 +161,7 @@ def _print_summary(summary: Summary) -> None:
     row("format", figures["kind"])
     size = f"{figures['width']} x {figures['height']}" if figures["width"] else "unknown"
     row("sensor", size)
-    row("encoding", figures["encoding"] or "arrays")
+    row("encoding", figures["encoding"])
     row("events", f"{figures['events']:,}")
     row("  ON, OFF", f"{figures['on_events']:,}, {figures['off_events']:,}")
     if figures["packets"]:
@@ -204,6 +200,13 @@ def _print_summary(summary: Summary) -> None:
     for topic, type_name in figures["topics"].items():
         row(f"topic {topic}", type_name)
     Console().print(table)
+
+
+def _flat_lists(text: str) -> str:
+    """JSON with every list of numbers on one line."""
+    return re.sub(
+        r"\[\n[\s\d.,eE+-]+\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text
+    )
 
 
 def _seconds(time_ns: int) -> str:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from event_binning_grad.errors import ConfigError
@@ -29,6 +30,16 @@ def add_topic(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_stretch(parser: argparse.ArgumentParser) -> None:
+    """The options that choose a part of a recording, see `Stretch`."""
+    parser.add_argument(
+        "--start", type=float, default=0.0, metavar="S", help="leave out so much of the beginning"
+    )
+    parser.add_argument(
+        "--duration", type=float, metavar="S", help="end so long after that (default: the end)"
+    )
+
+
 def print_warnings(warnings: Iterable[str], command: str) -> None:
     """A line each on standard error."""
     for warning in warnings:
@@ -47,7 +58,7 @@ def load_camera(
     """
     from event_binning_grad.geometry import Camera
 
-    if calibration.suffix.lower() in (".yaml", ".yml"):
+    if is_yaml(calibration):
         return Camera.from_yaml(calibration)
     size = None
     if recording is not None:
@@ -59,19 +70,38 @@ def load_camera(
     return Camera.from_calib_txt(calibration, size)
 
 
+def is_yaml(calibration: Path) -> bool:
+    """Whether a calibration is a camera_info YAML; else it is a calib.txt."""
+    return calibration.suffix.lower() in (".yaml", ".yml")
+
+
 def check_places(files: Iterable[Path | None], folders: Iterable[Path | None] = ()) -> None:
     """Raises ConfigError, one line, where a report could not be written: before the work, not after
-    it. Folders that are not there will be made."""
-    wanted = [(path, path.parent) for path in files if path is not None]
-    for path, _ in wanted:
+    it. Folders that are not there will be made, but not the folders that they lie in."""
+    for path in filter(None, files):
         if path.is_dir():
             raise ConfigError(f"{path} is a folder; expected the name of a file")
-    for path, folder in [*wanted, *((path, path) for path in folders if path is not None)]:
-        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        if not there.is_dir():
-            raise ConfigError(f"{path}: {there} is a file; expected a folder")
-        if not os.access(there, os.W_OK):
-            raise ConfigError(f"{path}: nothing can be written to {there}: choose another place")
+        if path.exists():
+            if not os.access(path, os.W_OK):
+                raise ConfigError(f"{path} cannot be written: choose another place")
+        else:
+            _check_folder(path, path.absolute().parent)
+    for path in filter(None, folders):
+        _check_folder(path, path if path.exists() else path.absolute().parent)
+
+
+def _check_folder(path: Path, folder: Path) -> None:
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{path}: {there} is a file; expected a folder")
+    if there != folder:
+        raise ConfigError(f"{path}: there is no folder {folder}: make it first")
+    try:  # permissions do not tell of places such as /proc
+        TemporaryFile(dir=folder).close()
+    except OSError:
+        raise ConfigError(
+            f"{path}: nothing can be written to {folder}: choose another place"
+        ) from None
 
 
 def require_ros(packages: Sequence[str] = ("rclpy", "event_camera_msgs")) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from event_binning_grad.commands.shared import on_a_terminal
+from event_binning_grad.commands.shared import check_places, on_a_terminal
 from event_binning_grad.errors import ConfigError
 
 
@@ -98,6 +98,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
     from event_binning_grad.simulate import DEPTH_SCENES, SimulationConfig, write_simulation
 
+    check_places((), (options.out.parent,))
     width, height = _size(options.size)
     deep = options.scene in DEPTH_SCENES
     # Before a plane the camera must not swing away from it.

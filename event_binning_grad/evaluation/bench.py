@@ -63,7 +63,6 @@ def run_bench(
             figures[name] = section(console, settings, parts)
     console.print(", ".join(f"{name} {value}" for name, value in here.items() if value))
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=2) + "\n")
 
 

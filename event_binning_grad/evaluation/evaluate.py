@@ -24,15 +24,17 @@ from event_binning_grad.evaluation.metrics import (
     LinearVelocityError,
     estimates_error,
     estimates_linear_error,
+    model_hint,
     normalised_squared_errors,
     normalised_squared_linear_errors,
     trusted,
 )
-from event_binning_grad.evaluation.sensor_feed import SensorFeed, open_feed, parts
+from event_binning_grad.evaluation.sensor_feed import SensorFeed, open_feed, packets_of, parts
 from event_binning_grad.evaluation.stream_figures import stream_figures
 from event_binning_grad.events.ground_truth import GroundTruth
 from event_binning_grad.events.recordings import Recording, open_recording
-from event_binning_grad.events.types import EventPacket, Events
+from event_binning_grad.events.repacking import Stretch
+from event_binning_grad.events.types import NS_PER_S, EventPacket, Events
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import Pipeline, PipelineCounters, warm_up
 
@@ -76,6 +78,9 @@ class Evaluation:
         squares, linear_squares: normalised squared errors of both, see
             `normalised_squared_errors`; empty without truth.
         truth: the recording's ground truth, or None.
+        start_ns: the recording's start, on the clock of the stamps.
+        hint: why the motion model does not fit this recording, in one line; empty if nothing says
+            so.
         counters: what became of the stream.
         images: [height, width] event images of the fastest trusted window, as it came and
             motion-compensated; None unless asked for.
@@ -95,6 +100,8 @@ class Evaluation:
     squares: Float64
     linear_squares: Float64
     truth: GroundTruth | None
+    start_ns: int
+    hint: str
     counters: PipelineCounters
     images: tuple[EventImage, EventImage] | None
     unusable: dict[str, int]
@@ -124,6 +131,8 @@ class Evaluation:
             "nees_mean": mean(self.squares),
             "linear_nees_mean": mean(self.linear_squares),
             "ground_truth": self.truth and self.truth.source,
+            "recording_start_s": self.start_ns / NS_PER_S,
+            "hint": self.hint,
             "events_per_second": self.events / self.pipeline_s,
             "window_ms_p50": percentile(window_ms, 50),
             "window_ms_p99": percentile(window_ms, 99),
@@ -138,11 +147,11 @@ class Evaluation:
         }
 
     def write_json(self, path: Path) -> None:
-        _parent(path).write_text(json.dumps(self.summary(), indent=2) + "\n")
+        path.write_text(json.dumps(self.summary(), indent=2) + "\n")
 
     def write_csv(self, path: Path) -> None:
         """A row a window; rad/s in the camera frame, velocities empty where not estimated."""
-        with _parent(path).open("w", newline="") as file:
+        with path.open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(CSV_HEADER)
             for e in self.estimates:
@@ -169,6 +178,7 @@ def evaluate(
     images: bool = False,
     depth_topic: str | None = None,
     topic: str | None = None,
+    stretch: Stretch | None = None,
 ) -> Evaluation:
     """Runs the pipeline over a recording.
 
@@ -179,9 +189,10 @@ def evaluate(
         progress: called with the number of events since the last call.
         images: keep the event images of one window.
         depth_topic, topic: of depth images, and of the events, where a bag holds several.
+        stretch: the part of the recording that is looked at; None: all of it.
 
-    A plane (config.depth "plane") is moved by the recording's poses, or by its true velocities;
-    only where there is neither by the estimates themselves.
+    A plane (config.depth "plane"), given at the recording's start, is moved by the recording's
+    poses, or by its true velocities; only where there is neither by the estimates themselves.
 
     Raises:
         RecordingError: the recording cannot be read, holds no events, or lacks a calibration or a
@@ -199,7 +210,8 @@ def evaluate(
     rejections: Counter[str] = Counter()
     counters, spent_s, reported = pipeline.counters, 0.0, 0
     gallery = _Gallery() if images else None
-    for packet in _with_readings(recording, pipeline, feeding.feed):
+    packets = packets_of(recording, stretch or Stretch(), rejections)
+    for packet in _with_readings(packets, pipeline, feeding.feed):
         began = time.perf_counter()
         try:
             new = pipeline.push(packet)
@@ -237,6 +249,8 @@ def evaluate(
         normalised_squared_errors(good, truth) if rotates else np.empty(0),
         normalised_squared_linear_errors(good, truth),
         truth,
+        first_ns,
+        model_hint(config.motion_model, truth, [e.stamp_ns for e in estimates]),
         counters,
         gallery.images if gallery else None,
         recording.unusable(),
@@ -252,13 +266,13 @@ def _first_ns(recording: Recording) -> int:
 
 
 def _with_readings(
-    recording: Recording, pipeline: Pipeline, feed: SensorFeed | None
+    packets: Iterator[EventPacket | Events], pipeline: Pipeline, feed: SensorFeed | None
 ) -> Iterator[EventPacket | Events]:
     """The packets, and before each what other sensors said by then goes to the pipeline."""
     if feed is None:
-        yield from recording.packets()
+        yield from packets
         return
-    for packet in recording.packets():
+    for packet in packets:
         for at_ns, part in parts(packet):
             feed.push_until(pipeline, at_ns)
             yield part
@@ -299,8 +313,3 @@ def recorded_camera(recording: Recording) -> Camera:
 
 def _cell(value: float) -> str:
     return f"{value:.9g}" if np.isfinite(value) else ""
-
-
-def _parent(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

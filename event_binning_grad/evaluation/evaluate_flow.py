@@ -22,12 +22,20 @@ from event_binning_grad.evaluation.flow_file import FlowFile
 from event_binning_grad.evaluation.flow_metrics import known, vote, warped
 from event_binning_grad.evaluation.flow_report import FlowEvaluation, FlowPictures
 from event_binning_grad.evaluation.flow_score import FlowScorer, FlowWindow
-from event_binning_grad.evaluation.sensor_feed import parts
-from event_binning_grad.evaluation.true_flow import TrueField, TrueFlow, open_true_flow, truth_hint
+from event_binning_grad.evaluation.metrics import translation
+from event_binning_grad.evaluation.sensor_feed import packets_of, parts
+from event_binning_grad.evaluation.true_flow import (
+    RotationTruth,
+    TrueField,
+    TrueFlow,
+    open_true_flow,
+    truth_hint,
+)
 from event_binning_grad.events import decoder
 from event_binning_grad.events.flow_truth import FlowTruths
-from event_binning_grad.events.recordings import Recording, open_recording
-from event_binning_grad.events.types import NS_PER_S, Events
+from event_binning_grad.events.recordings import open_recording
+from event_binning_grad.events.repacking import Stretch
+from event_binning_grad.events.types import NS_PER_S, EventPacket, Events
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import Pipeline
 from event_binning_grad.pipeline_flow import FlowStage
@@ -44,6 +52,7 @@ def evaluate_flow(
     flow_out: Path | None = None,
     pictures: bool = False,
     topic: str | None = None,
+    stretch: Stretch | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> FlowEvaluation:
     """Runs the pipeline's flow, and no egomotion, over a recording.
@@ -58,6 +67,7 @@ def evaluate_flow(
         flow_out: keep every field in this .npz, see `FlowFile`; those without trust as NaN.
         pictures: keep what a picture shows of the window whose flow varies most over the image.
         topic: of the events, where a bag holds several.
+        stretch: the part of the recording that is looked at; None: all of it.
         progress: called with the number of events since the last call.
 
     Raises:
@@ -87,7 +97,8 @@ def evaluate_flow(
         rejections: Counter[str] = Counter()
         spent_s, reported = 0.0, 0
         notes = _Notes(of_pixels, found, file, _Gallery() if pictures else None)
-        for packet in _packets_and_end(recording):
+        packets = packets_of(recording, stretch or Stretch(), rejections)
+        for packet in _packets_and_end(packets):
             began = time.perf_counter()
             try:
                 if packet is None:
@@ -125,7 +136,7 @@ def evaluate_flow(
         tap.stage.counters,
         notes.gallery.pictures if notes.gallery else None,
         recording.unusable(),
-        recording.warnings(),
+        [*recording.warnings(), *notes.warnings(found)],
         rejections,
     )
 
@@ -193,13 +204,25 @@ class _Notes:
         if self.gallery is not None and ok:
             self.gallery.look(scorer, events, estimate, offset_ns, window, truth)
 
+    def warnings(self, truth: TrueFlow | FlowTruths | None) -> list[str]:
+        """What is wrong with the truth for this recording, a line each."""
+        if not isinstance(truth, RotationTruth):
+            return []
+        found = translation(truth.motion, [window.stamp_ns for window in self.windows])
+        if not found:
+            return []
+        return [
+            f"--flow-truth rotation: the camera {found}, so that its rotation does not imply the "
+            "flow of anything near; the errors against it say little"
+        ]
+
     def finish(self) -> None:
         if self.displacements is not None:
             self.displacements.finish()
 
 
-def _packets_and_end(recording: Recording) -> Iterator[Any]:
-    for packet in recording.packets():
+def _packets_and_end(packets: Iterator[EventPacket | Events]) -> Iterator[Any]:
+    for packet in packets:
         for _, part in parts(packet):
             yield part
     yield None

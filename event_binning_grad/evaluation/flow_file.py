@@ -26,10 +26,11 @@ class FlowFile:
     """Writes flow fields to an .npz, which np.load reads, without holding them.
 
     Arrays: stamp_s [T] float64, the fields' times in s on the recording's clock; window_start_s and
-    window_end_s [T] float64, of the windows that they were made of; flow [T, H, W, 2] float32 px/s
-    (x, y), NaN where unknown; confidence [T, H, W] float16, 0 to 1, and 0 where unknown;
-    normal_flow [T, H, W] bool, where only the part across the edges is known, and flow is that
-    part. A field without trust is unknown everywhere.
+    window_end_s [T] float64, of the windows that they were made of; status [T], "ok" or why the
+    field is not trusted (FlowStatus); flow [T, H, W, 2] float32 px/s (x, y), NaN where unknown;
+    confidence [T, H, W] float16, 0 to 1, and 0 where unknown; normal_flow [T, H, W] bool, where
+    only the part across the edges is known, and flow is that part. A field without trust is unknown
+    everywhere.
 
     Beside the file the disk needs room for a copy of it meanwhile. The file appears, or replaces
     one of its name, only when it is complete: at the end of `with`.
@@ -53,6 +54,7 @@ class FlowFile:
                 name: (Path(self._folder.name) / name).open("wb+") for name in _OF_PIXELS
             }
         self._times: list[tuple[int, int, int]] = []
+        self._statuses: list[str] = []
         self._size: tuple[int, ...] | None = None
 
     def __enter__(self) -> FlowFile:
@@ -89,6 +91,7 @@ class FlowFile:
             )
         self._size = size
         self._times.append((estimate.stamp_ns, estimate.window_start_ns, estimate.window_end_ns))
+        self._statuses.append(estimate.status.value)
         unknown = not estimate.status.ok
         with self._writing():
             for name, (dtype, _) in _OF_PIXELS.items():
@@ -102,7 +105,9 @@ class FlowFile:
         times = np.array(self._times, np.int64).reshape(-1, 3) / NS_PER_S
         shape = (len(times), *(self._size or (0, 0)))
         with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, column in zip(_OF_FIELDS, times.T, strict=True):
+            columns: dict[str, np.ndarray] = dict(zip(_OF_FIELDS, times.T, strict=True))
+            columns["status"] = np.array(self._statuses, np.str_)
+            for name, column in columns.items():
                 with archive.open(f"{name}.npy", "w") as member:
                     np.lib.format.write_array(member, np.ascontiguousarray(column))
             for name, (dtype, of_pixel) in _OF_PIXELS.items():

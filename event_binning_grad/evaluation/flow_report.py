@@ -129,6 +129,7 @@ class FlowEvaluation:
             "windows_by_status": dict(Counter(window.status for window in self.windows)),
             "undistorted_pixels": self.undistorted,
             "flow_truth": self.truth,
+            "hint": self.hint,
             "true_displacements_compared": len(self.displacements),
             "true_displacements_missed": self.displacements_missed,
             **_error_figures(self.errors()),
@@ -155,12 +156,10 @@ class FlowEvaluation:
         }
 
     def write_json(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.summary(), indent=2) + "\n")
 
     def write_csv(self, path: Path) -> None:
         """A row a window; cells of what is not known are empty."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         own = [f.name for f in fields(FlowWindow) if not f.name.endswith("error")]
         with path.open("w", newline="") as file:
             rows = csv.writer(file)

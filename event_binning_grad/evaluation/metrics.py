@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ Float64 = npt.NDArray[np.float64]
 
 # An estimate farther from the truth than this is no estimate of the same motion.
 OFF_TRACK_DEG_S = 30.0
+# Slower than this, or than this share of the turning in rad/s, translation does not matter.
+TRANSLATES_M_S = 0.05
+TRANSLATES_SHARE = 0.1
+HARDLY_TURNS_RAD_S = 0.01
 # An estimate stands for at most this long before and after its stamp.
 _STANDS_FOR_NS = 50 * NS_PER_MS
 
@@ -108,6 +113,47 @@ def linear_velocity_error(
     rms, per_axis = _rms(error[compared])
     true_rms = float(np.sqrt((known[compared] ** 2).sum(axis=1).mean()))
     return LinearVelocityError(int(compared.sum()), rms, per_axis, true_rms)
+
+
+def true_speeds(truth: GroundTruth, stamps_ns: Sequence[int]) -> tuple[float, float | None]:
+    """Root mean squares of the true angular (rad/s) and linear velocity's lengths (m/s) at stamps;
+    NaN where no stamp has a truth, and None where the linear velocity is not known."""
+    at_ns = np.asarray(stamps_ns, np.int64)
+    speeds = []
+    for velocity in (truth.at(at_ns), truth.linear_at(at_ns)):
+        squares = np.empty(0) if velocity is None else (velocity**2).sum(axis=-1)
+        squares = squares[np.isfinite(squares)]
+        speeds.append(float(np.sqrt(squares.mean())) if len(squares) else float("nan"))
+    turn_rad_s, speed_m_s = speeds
+    return turn_rad_s, None if math.isnan(speed_m_s) else speed_m_s
+
+
+def translation(truth: GroundTruth, stamps_ns: Sequence[int]) -> str:
+    """How a true motion is no rotation, in a few words; empty where it is one, for all that is
+    known, or nearly.
+
+    It is none where the speed matters beside the turning (TRANSLATES_M_S, and TRANSLATES_SHARE
+    for a scene at 1 m), or where the camera hardly turns and its speed is not known.
+    """
+    turn_rad_s, speed_m_s = true_speeds(truth, stamps_ns)
+    turns = f"turns at {np.degrees(turn_rad_s):.1f} deg/s (RMS)"
+    if speed_m_s is None:
+        return turns if turn_rad_s < HARDLY_TURNS_RAD_S else ""
+    if speed_m_s > max(TRANSLATES_M_S, TRANSLATES_SHARE * turn_rad_s):
+        return f"translates at {speed_m_s:.2f} m/s and {turns}"
+    return ""
+
+
+def model_hint(model: str, truth: GroundTruth | None, stamps_ns: Sequence[int]) -> str:
+    """What to do where the model is a rotation, and the true motion is none; else empty."""
+    if model != "rotation" or truth is None or not stamps_ns:
+        return ""
+    if true_speeds(truth, stamps_ns)[1] is None or not (found := translation(truth, stamps_ns)):
+        return ""
+    return (
+        f"by the ground truth the camera {found}: --motion-model rotation is right only if the "
+        "scene is far away; else take full with a --depth, or planar"
+    )
 
 
 def trusted(estimates: Sequence[EgomotionEstimate]) -> list[EgomotionEstimate]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from event_binning_grad.errors import ConfigError
 from event_binning_grad.events.ground_truth import GroundTruth
+from event_binning_grad.events.types import NS_PER_S
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,7 @@ def plot_evaluation(result: Evaluation, directory: Path) -> list[Path]:
             [e.stamp_ns for e in trusted],
             np.array([e.angular_velocity for e in trusted]).reshape(-1, 3),
             result.truth,
+            result.start_ns,
         )
     ]
     if result.images is not None:
@@ -42,15 +44,16 @@ def plot_angular_velocity(
     stamps_ns: Sequence[int],
     angular_velocity: npt.NDArray[np.float64],
     truth: GroundTruth | None,
+    start_ns: int,
 ) -> Path:
-    """Curves of the angular velocity [M, 3] rad/s over time, with the truth where it is known."""
+    """Curves of the angular velocity [M, 3] rad/s over the time since start_ns, with the truth
+    where it is known."""
     figure, axes = new_figure(3, 1, (9.0, 5.5))
     t_ns = np.asarray(stamps_ns, np.int64)
-    start_ns = int(t_ns[0]) if len(t_ns) else 0
     seconds = (t_ns - start_ns) * 1e-9
-    dense_ns = (
-        start_ns + (np.linspace(0, seconds[-1], 4000) * 1e9).astype(np.int64) if len(t_ns) else t_ns
-    )
+    dense_ns = t_ns
+    if len(t_ns):
+        dense_ns = t_ns[0] + np.linspace(0, int(t_ns[-1] - t_ns[0]), 4000).astype(np.int64)
     for k, ax in enumerate(axes):
         if truth is not None and len(t_ns):
             known = truth.at(dense_ns)[:, k]
@@ -60,7 +63,9 @@ def plot_angular_velocity(
         ax.grid(alpha=0.3)
     labels = "estimated (dots)" + (", truth (line)" if truth is not None else "")
     axes[0].set_title(f"Angular velocity of the camera: {labels}")
-    axes[-1].set_xlabel("time (s)")
+    axes[-1].set_xlabel(
+        f"time since the recording's start, stamp - {start_ns / NS_PER_S:.3f} s (s)"
+    )
     return save_figure(figure, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,13 @@ from event_binning_grad.estimation.depths import Depth
 from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.ground_truth import MAX_GAP_NS, GroundTruth, PoseTrack
 from event_binning_grad.events.recordings import Recording
+from event_binning_grad.events.repacking import (
+    PacketRepacker,
+    Repacked,
+    Stretch,
+    StretchCut,
+    nothing_there,
+)
 from event_binning_grad.events.text import TextRecording
 from event_binning_grad.events.types import NS_PER_MS, NS_PER_S, EventPacket, Events, stamp_to_ns
 from event_binning_grad.geometry import Camera
@@ -115,6 +123,35 @@ def parts(packet: EventPacket | Events) -> Iterator[tuple[int, EventPacket | Eve
         for start, stop in pairwise(stops):
             if start < stop:
                 yield int(packet.t[start]), packet[start:stop]
+
+
+def packets_of(
+    recording: Recording, stretch: Stretch, rejections: Counter[str]
+) -> Iterator[EventPacket | Events]:
+    """The recording's packets, or what a stretch of it holds, as `convert` would write it.
+
+    rejections: messages of packets of a stretch that cannot be decoded, counted.
+
+    Raises:
+        RecordingError: a stretch without events.
+    """
+    if stretch.is_whole:
+        yield from recording.packets()
+        return
+    counts, cut, events = Repacked(), StretchCut(stretch), 0
+    repacker = PacketRepacker(stretch, counts)
+    for packet in recording.packets():
+        if isinstance(packet, Events):
+            packets = [packet[cut.slice_of(packet)]]
+            events += len(packets[0])
+        else:
+            packets = [made for _, made in repacker.take(packet)]
+        yield from packets
+        if cut.ended or repacker.ended:
+            break
+    rejections.update(counts.rejected)
+    if not events + counts.events:
+        raise nothing_there(recording.path, stretch)
 
 
 def depth_source(

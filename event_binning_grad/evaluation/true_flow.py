@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from event_binning_grad.errors import ConfigError, EventBinningError, RecordingError
 from event_binning_grad.evaluation.flow_displacement import truths_over
+from event_binning_grad.evaluation.metrics import translation
 from event_binning_grad.events.bags import BagRecording
 from event_binning_grad.events.flow_truth import FlowTruths
 from event_binning_grad.events.ground_truth import GroundTruth
@@ -137,9 +138,13 @@ def truth_hint(recording: Recording, camera: Camera | None, raw_pixels: bool) ->
         return ""
     if motion is None:
         return ""
+    found = translation(motion, motion.t_ns.tolist())
     if camera is None:
-        return f"{motion.source} implies a flow, with --calib FILE --flow-truth rotation"
+        implied = f"{motion.source} implies a flow, with --calib FILE --flow-truth rotation"
+        return "" if found else implied
     hint = f"{motion.source} implies the flow of a camera that only turns: --flow-truth rotation"
+    if found:
+        hint = f"by {motion.source} the camera {found}, which implies no flow without depth"
     if (
         isinstance(recording, BagRecording)
         and motion.linear_velocity is not None
@@ -168,11 +173,11 @@ class RotationTruth:
     """The flow of a scene infinitely far away, or of a camera that only turns."""
 
     def __init__(self, camera: Camera, truth: GroundTruth, raw_pixels: bool = False) -> None:
-        self._camera, self._truth, self._raw = camera, truth, raw_pixels
+        self.motion, self._camera, self._raw = truth, camera, raw_pixels
         self.source = f"the rotation of {truth.source}"
 
     def at(self, stamp_ns: int) -> TrueField | None:
-        omega = self._truth.at(stamp_ns)
+        omega = self.motion.at(stamp_ns)
         if not np.isfinite(omega).all():
             return None
         return TrueField(motion_field(self._camera, omega, raw_pixels=self._raw))

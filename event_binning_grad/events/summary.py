@@ -115,7 +115,7 @@ class Summary:
             "kind": self.kind,
             "width": self.width,
             "height": self.height,
-            "encoding": self.encoding,
+            "encoding": self.encoding or "arrays",
             "packets": self.packets,
             "events": self.events,
             "on_events": self.on_events,

@@ -10,7 +10,7 @@ _MMAP_THRESHOLD, _MMAP_BYTES = -3, 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep memory that it frees, up to 256 MiB, and use it again.
+    """Lets the process keep memory that it frees, up to 256 MiB a heap, and use it again.
 
     By default glibc gives a message's memory back to the system when it is freed, and each page of
     the next one's is fetched and cleared anew. That is half of all the work of receiving.

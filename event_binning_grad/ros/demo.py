@@ -220,6 +220,12 @@ def _replay_through_node(
         node = stack.enter_context(_process("node", *parameters))
         listener = stack.enter_context(_process("collector", stdout=subprocess.PIPE))
         lines = _lines(listener)
+        # What the node says now can be heard: so will be its first twist.
+        deadline_s = time.monotonic() + _READY_S
+        while not received.diagnostics and time.monotonic() < deadline_s:
+            _must_run(node=node, listener=listener)
+            with suppress(queue.Empty):
+                received.take(lines.get(timeout=0.1))
         replay = stack.enter_context(
             _process(
                 "replay", str(path), "--quiet", "--wait", str(_READY_S), "--publish-log", str(log)
@@ -228,12 +234,7 @@ def _replay_through_node(
         progress = _Progress(truth)
         quiet_since_s = time.monotonic()
         while replay.poll() is None or time.monotonic() - quiet_since_s < _SETTLE_S:
-            for name, process in (("node", node), ("listener", listener)):
-                if process.poll() is not None:
-                    raise EventBinningError(
-                        f"the {name} ended during the replay with exit code {process.returncode}: "
-                        "its message stands above"
-                    )
+            _must_run(node=node, listener=listener)
             twists = len(received.twists)
             with suppress(queue.Empty):
                 received.take(lines.get(timeout=0.1))
@@ -246,6 +247,15 @@ def _replay_through_node(
                 f"the replay ended with exit code {replay.returncode}: its message stands above"
             )
     return received
+
+
+def _must_run(**processes: Any) -> None:
+    for name, process in processes.items():
+        if process.poll() is not None:
+            raise EventBinningError(
+                f"the {name} ended before the replay did, with exit code {process.returncode}: its "
+                "message stands above"
+            )
 
 
 @contextmanager
@@ -337,7 +347,9 @@ def _write_pictures(
 ) -> None:
     omega = np.array([t["angular_velocity"] for t in received.twists]).reshape(-1, 3)
     stamps = [t["stamp_ns"] for t in received.twists]
-    pictures = [plot_angular_velocity(out / "angular_velocity.png", stamps, omega, truth)]
+    pictures = [
+        plot_angular_velocity(out / "angular_velocity.png", stamps, omega, truth, offline.start_ns)
+    ]
     if offline.images is not None:
         pictures.append(plot_event_images(out / "event_image.png", *offline.images))
     report["pictures"] = [str(picture) for picture in pictures]

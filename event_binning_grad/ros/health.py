@@ -217,22 +217,22 @@ def _input_problems(before: Report, now: Report, silence_s: float) -> Iterator[P
         yield Level.WARN, now.calibration_problem
     rejected = now.rejected_packets - before.rejected_packets
     if rejected:
-        yield Level.WARN, f"{rejected} packets rejected: {now.last_rejection}"
+        yield Level.WARN, f"{_many(rejected, 'packet')} rejected: {now.last_rejection}"
     yield from _time_and_load_problems(before.counters, now.counters)
     shed = now.shed_packets - before.shed_packets
     if shed:
         kilobytes = (now.shed_bytes - before.shed_bytes) / 1e3
         yield (
             Level.WARN,
-            f"{shed} packets ({kilobytes:.0f} kB) dropped: events come faster than they can be "
-            "worked off; lower the camera's event rate, or free the processor",
+            f"{_many(shed, 'packet')} ({kilobytes:.0f} kB) dropped: events come faster than they "
+            "can be worked off; lower the camera's event rate, or free the processor",
         )
     lost = now.counters.decoder.lost_packets - before.counters.decoder.lost_packets
     if lost:
         yield (
             Level.WARN,
-            f"{lost} packets lost on the way here: raise the socket buffers (net.core.rmem_max), "
-            "or free the processor",
+            f"{_many(lost, 'packet')} lost on the way here: raise the socket buffers "
+            "(net.core.rmem_max), or free the processor",
         )
 
 
@@ -254,17 +254,18 @@ def _time_and_load_problems(before: PipelineCounters, now: PipelineCounters) -> 
         )
     delay_ms = now.clock.delay_ms(0.5)
     if not now.clock.learnt and abs(delay_ms) > _MAX_EVENT_DELAY_MS:
+        side = "after" if delay_ms > 0 else "before"
         yield (
             Level.WARN,
-            f"the packets' stamps are {delay_ms:.0f} ms after the times of their events, which are "
-            "taken for the robot's: a clock has drifted or was set; set clock to 'arrival'",
+            f"the packets' stamps are {abs(delay_ms):.0f} ms {side} the times of their events, "
+            "which are taken for the robot's: a clock has drifted or was set; set clock to 'arrival'",
         )
     unstamped = now.clock.unstamped - before.clock.unstamped
     if unstamped:
         yield (
             Level.WARN,
-            f"{unstamped} packets have a header stamp of 0, which tells nothing of the robot's "
-            "clock: let the camera's driver stamp them",
+            f"{_many(unstamped, 'packet')} came with a header stamp of 0, which tells nothing of "
+            "the robot's clock: let the camera's driver stamp them",
         )
     if now.clock.resets > before.clock.resets:
         yield Level.WARN, "the camera's clock began anew: it restarted, or a recording began again"
@@ -295,7 +296,7 @@ def _sensor_problems(before: SensorReport, now: SensorReport, time_s: float) -> 
         )
     refused = now.refused - before.refused
     if refused:
-        yield Level.WARN, f"{refused} messages {where} refused: {now.last_refusal}"
+        yield Level.WARN, f"{_many(refused, 'message')} {where} refused: {now.last_refusal}"
     if abs(now.behind_s) > _MAX_STAMP_DIFFERENCE_S + max(silence_s, 0.0):
         side = "behind" if now.behind_s > 0 else "ahead of"
         yield (
@@ -475,6 +476,10 @@ def _egomotion_figures(before: Report, now: Report, period_s: float) -> dict[str
         "hot pixel events": counters.hot_pixel_events,
         "motion model": now.motion_model,
     }
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _number(value: float) -> str:

@@ -42,7 +42,14 @@ def transport_environment(transport: str, environment: Mapping[str, str]) -> dic
         return {}
     if transport == "default":
         return {BUILTIN_VARIABLE: "DEFAULT"}  # else the process itself takes large_data
-    free_bytes = _free_bytes(_SHARED_MEMORY)
+    middleware = environment.get("RMW_IMPLEMENTATION") or "rmw_fastrtps_cpp"
+    old = environment.get("ROS_DISTRO") in _OLD_DISTRIBUTIONS
+    # There a profile's transports stay beside those that are bound to this machine.
+    bound = old and environment.get("ROS_LOCALHOST_ONLY") == "1"
+    if "fastrtps" not in middleware or bound or not _SHARED_MEMORY.is_dir():
+        return {}
+    file_system = os.statvfs(_SHARED_MEMORY)
+    free_bytes = file_system.f_bavail * file_system.f_frsize
     if free_bytes < _WANTED_BYTES:
         logging.getLogger(__name__).warning(
             "%s has %d MB free, expected at least %d for the transport large_data: the default "
@@ -51,13 +58,4 @@ def transport_environment(transport: str, environment: Mapping[str, str]) -> dic
             _SHARED_MEMORY, free_bytes >> 20, _WANTED_BYTES >> 20,
         )  # fmt: skip
         return {BUILTIN_VARIABLE: "DEFAULT"}
-    old = environment.get("ROS_DISTRO") in _OLD_DISTRIBUTIONS
     return {OLD_PROFILE_VARIABLE if old else PROFILE_VARIABLE: str(PROFILE)}
-
-
-def _free_bytes(folder: Path) -> int:
-    try:
-        file_system = os.statvfs(folder)
-    except OSError:
-        return 0
-    return file_system.f_bavail * file_system.f_frsize
