@@ -137,7 +137,8 @@ def test_a_stretch_holds_exactly_its_events(data_dir: Path, tmp_path: Path, name
     assert_same(decoded(bag.packets()), part)
     assert done.counts.events == len(part)
     assert [packet.seq for packet in bag.packets()] == list(range(done.counts.packets))
-    assert done.left_out == ()
+    poses = ("the poses: a bag made here has no topic for them",)
+    assert done.left_out == (poses if name.startswith("ecd") else ())
     assert edges_of(bag.packets()) == [
         edge
         for edge in edges_of(source.packets())
@@ -340,6 +341,32 @@ def test_edges_and_imu_of_an_aedat4_file_are_kept(tmp_path: Path) -> None:
     assert len(motions(BagRecording(tmp_path / "whole"))) == 20
     done = convert(open_recording(path), tmp_path / "arrays.npz")
     assert "20 trigger edges" in done.left_out
+
+
+def test_what_is_left_out_is_named(tmp_path: Path) -> None:
+    """And nothing else: the calibration is in the npz."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    rows = "".join(f"{k * 1e-4:.4f} {k % 9} {k % 7} 1.5 {k % 2}\n" for k in range(100))
+    (folder / "events.txt").write_text(rows)
+    (folder / "calib.txt").write_text("50 50 32 24 0 0 0 0 0\n64 48\n")
+    poses = "".join(f"{k * 1e-2:.2f} 0 0 0 0 0 0 1\n" for k in range(9))
+    (folder / "groundtruth.txt").write_text(poses)
+    never = ["the poses", "the events' depths, the fourth column of five"]
+    done = convert(open_recording(folder), tmp_path / "bag")
+    assert done.left_out == tuple(
+        f"{name}: a bag made here has no topic for them" for name in never
+    )
+    # Its first packet has a stamp, though it begins at 0, and its events keep their times.
+    bag = BagRecording(tmp_path / "bag")
+    assert [stamp_to_ns(packet.header.stamp) for packet in bag.packets()][:2] == [1, 4_000_000]
+    assert decoded(bag.packets()).t[0] == 0
+    done = convert(open_recording(folder), tmp_path / "a.npz")
+    only = "an .npz holds events and calibration"
+    assert done.left_out == tuple(f"{name}: {only}" for name in ["ground truth", *never])
+    done = convert(bag, tmp_path / "b.npz")
+    assert done.left_out == ("topic /event_camera/ground_truth/twist",)
+    assert (open_recording(tmp_path / "b.npz").calibration() or {})["k"][0] == 50
 
 
 def test_events_of_one_of_two_topics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -586,6 +613,8 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:
     sizes = (some_events(10), Events.empty(5, 5))
     with pytest.raises(RecordingError, match="sensor size changes"):
         write_npz(tmp_path / "x.npz", iter(sizes))
+    with pytest.raises(RecordingError, match="no events to write"):
+        write_npz(tmp_path / "x.npz", [Events.empty(5, 5)])
     assert list(tmp_path.iterdir()) == []
     convert(Made(some_events()), tmp_path / "bag")
     with pytest.raises(RecordingError, match="exists already"):

@@ -387,12 +387,15 @@ def test_npz_files_of_others(tmp_path: Path, save: Any):
     save(tmp_path / "a.npz", t=events.t // 1000, p=signed, unit=np.array("us"), **columns)
     recording = open_recording(tmp_path / "a.npz")
     assert_same(decoded(recording), events)  # the size is learnt
+    (warning,) = recording.warnings()
+    assert "says no sensor size: taken for 640x480" in warning
     assert recording.calibration() is None
     columns["x"][7] = 65536 + 5  # must not come back as 5
     save(tmp_path / "b.npz", t=events.t, p=events.p == 1, width=640, height=480, **columns)
     recording = open_recording(tmp_path / "b.npz")
     assert len(decoded(recording)) == len(events) - 1
     assert recording.unusable()["out_of_bounds_events"] == 1
+    assert recording.warnings() == []
 
 
 @pytest.mark.parametrize(
@@ -402,6 +405,7 @@ def test_npz_files_of_others(tmp_path: Path, save: Any):
         ({"t": np.zeros(3)}, "t is float64"),
         ({"x": np.zeros((3, 1), int)}, "x is int64"),
         ({"p": np.zeros(2, int)}, "expected one number"),
+        (dict.fromkeys("txyp", np.zeros(0, int)), "a.npz holds no events"),
         ({"unit": np.array("days")}, "unit is 'days', expected ns or us"),
         ({"width": np.array(0)}, "sensor size is 0 x 480"),
         ({"t": np.full(3, 1 << 62), "unit": np.array("us")}, "the unit is another"),

@@ -135,7 +135,7 @@ def test_what_load_control_leaves_out_is_listed_by_reason() -> None:
         ({}, {"steps": 1, "last_step_ns": -250_000_000}, ["robot's clock was set by -0.250 s"]),
         ({}, {"resets": 1}, ["camera's clock began anew"]),
         ({}, {"delays_ns": [510_000_000] * 9}, ["510 ms after the times of their events"]),
-        ({}, {"unstamped": 9}, ["9 packets have a header stamp of 0", "driver stamp them"]),
+        ({}, {"unstamped": 9}, ["9 packets came with a header stamp of 0", "driver stamp them"]),
     ],
 )
 def test_trouble_with_time_or_load_is_said(load: dict, clock: dict, words: list[str]) -> None:

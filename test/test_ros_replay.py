@@ -425,8 +425,24 @@ def test_signal_ends_the_wait(ros: Ros, bag: Path) -> None:
 def test_nobody_listens(ros: Ros, bag: Path) -> None:
     process = ros.start("replay", str(bag), "--rate", "50", "--wait", "0.2")
     assert process.wait(60) == 0
-    (line,) = [line for line in process.output.splitlines() if "nobody" in line]
-    assert EVENTS in line
+    warning, end = [line for line in process.output.splitlines() if "nobody" in line]
+    assert f"nobody has subscribed to {EVENTS} within 0.2 s: publishing all the same" in warning
+    assert "]: 250 packets, " in end
+    assert f"; 250 of them while nobody subscribed to {EVENTS}" in end
+
+
+def test_a_node_that_runs_already_gets_every_event_of_every_play(ros: Ros, data_dir: Path) -> None:
+    """By default: it subscribes only when it has seen the type, and knows of each player anew."""
+    bag, events = data_dir / "bags" / "test_events_1.bag", 343_474
+    _, listener = ros.start_node("-p", "queue_ms:=60000.0")
+    for times in (1, 2):
+        process = ros.start("replay", str(bag), "--rate", "2")
+        ended = process.popen.poll
+        listener.wait_for(lambda ended=ended: ended() is not None, 60, "the replay")
+        assert process.wait() == 0
+        assert "nobody" not in process.output
+        listener.wait_until_idle()
+        assert listener.figure("events") == times * events
 
 
 def test_another_events_topic(ros: Ros, bag: Path) -> None:

@@ -138,7 +138,7 @@ def test_event_arrays_arrive_whole(ros: Ros, kind: str) -> None:
     assert listener.figure("events") == 19 * 500
     assert listener.figure("on events") == 19 * 250
     assert listener.figure("lost packets") == listener.figure("out of bounds events") == 0
-    assert any("1 packets rejected: " in status.message for status in listener.diagnostics)
+    assert any("1 packet rejected: " in status.message for status in listener.diagnostics)
     assert node.popen.poll() is None
 
 
@@ -366,6 +366,64 @@ def test_file_source_needs_no_topics_and_ends(ros: Ros, recording: Path) -> None
     assert np.degrees(np.sqrt(np.nanmean(error**2) * 3)) < 3.0
 
 
+def rows_of(folder: Path, calibration: str | None = None) -> Path:
+    """0.2 s of text, an event each 100 us; calibration: its calib.txt."""
+    folder.mkdir()
+    rows = [f"{k * 1e-4:.6f} {k % 64} {k % 48} {k % 2}" for k in range(2000)]
+    (folder / "events.txt").write_text("\n".join(rows) + "\n")
+    if calibration is not None:
+        (folder / "calib.txt").write_text(calibration)
+    return folder
+
+
+def test_file_source_that_cannot_work_ends_at_once(ros: Ros, tmp_path: Path) -> None:
+    """One line before everything else: a file does not come later, nor does its calibration."""
+    bare = rows_of(tmp_path / "bare")
+    for path, line in (
+        (Path("/nowhere/bag"), "/nowhere/bag does not exist"),
+        (bare, f"the recording {bare} holds no calibration, and a twist needs one: set the param"),
+    ):
+        arguments = ("-p", "source:=file", "-p", f"recording:={path}")
+        node, _ = ros.start_node(*arguments, ready=False)
+        assert node.wait(START_S) == 2
+        (said,) = node.output.strip().splitlines()
+        assert said.startswith(f"perception_node: {line}")
+
+
+def test_file_source_without_calibration_makes_flow_and_says_so(ros: Ros, tmp_path: Path) -> None:
+    bare = rows_of(tmp_path / "bare")
+    parameters = ("source:=file", f"recording:={bare}", "estimate:=both", "recording_end:=idle")
+    node, listener = ros.start_node(*(w for p in parameters for w in ("-p", p)))
+    line = f"no calibration in the recording {bare}, so no twist is made: set the parameter calib"
+    listener.wait_for(lambda: line in listener.summary, 30, "the report")
+    assert node.output.count(line) == 1
+    assert listener.level == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("50 50 32 24 0 0 0 0 0\n", "calibration: 64x48, plumb_bob, focal lengths 50.0 50.0 px"),
+        ("900 900 800 700 0 0 0 0 0\n", "calib.txt: the principal point (800, 700) is far from"),
+    ],
+)
+def test_calib_txt_takes_the_size_of_the_packets(
+    ros: Ros, tmp_path: Path, given: str, said: str
+) -> None:
+    recording = rows_of(tmp_path / "recording", "50 50 32 24 0 0 0 0 0\n64 48\n")
+    calibration = tmp_path / "calib.txt"
+    calibration.write_text(given)
+    parameters = ("source:=file", f"recording:={recording}", f"calibration_file:={calibration}")
+    node, listener = ros.start_node(
+        *(w for p in (*parameters, "recording_end:=idle") for w in ("-p", p)), *PATIENT
+    )
+    listener.wait_for(lambda: "has ended" in listener.summary, 60, "the end")
+    assert said in node.output
+    fits = "64x48" in said
+    assert (listener.figure("uncalibrated events") == 0) is fits
+    assert (said in listener.summary) is not fits
+
+
 def test_file_source_begins_again(ros: Ros, recording: Path) -> None:
     parameters = ("source:=file", f"recording:={recording}", "recording_rate:=4.0")
     parameters += ("recording_end:=loop",)
@@ -382,7 +440,6 @@ def test_file_source_begins_again(ros: Ros, recording: Path) -> None:
     [
         (("source:=dv_camera", "camera_name:=nobody"), "no iniVation camera with 'nobody' in its"),
         (("source:=metavision",), "metavision_core cannot be imported"),
-        (("source:=file", "recording:=/nowhere/bag"), "/nowhere/bag does not exist"),
     ],
 )
 def test_absent_source_is_one_line_and_the_node_lives(

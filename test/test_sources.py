@@ -519,6 +519,7 @@ def test_file_of_plain_events_is_packetized(tmp_path: Path) -> None:
     with closing(FileSource(folder, rate=1000.0).read()) as items:
         taken = [item for item in items if isinstance(item, EventPacket)]
     assert len(taken) >= 45  # 4 ms each
+    assert stamp_to_ns(taken[0].header.stamp) == 1  # they begin at 0, which is no stamp
     decoder = PacketDecoder()
     decoded = [decoder.decode(packet).events for packet in taken]
     events = Events.concatenate(decoded)

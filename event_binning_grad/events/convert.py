@@ -125,17 +125,26 @@ def _to_npz(
     events = _some(events, recording, stretch, counts)
     info = recording.calibration() if camera is None else camera_info(camera)
     write_npz(out, events, info)
-    left_out = [f"topic {topic}" for topic in _other_topics(recording)]
-    if not isinstance(recording, BagRecording):
-        if recording.ground_truth() is not None:
-            left_out.append("ground truth: an .npz holds events and calibration")
-        if inertial(recording) is not None:
-            left_out.append("the IMU: an .npz holds events and calibration")
-    return left_out
+    if isinstance(recording, BagRecording):
+        kept = {recording.topic}
+        if info is not None and camera is None:
+            kept.add(recording.companion(CAMERA_INFO_TYPE) or "")
+        return [f"topic {topic}" for topic in recording.topics if topic not in kept]
+    only = "an .npz holds events and calibration"
+    held = {
+        "ground truth": recording.ground_truth(),
+        "true flow": recording.flow_truth(),
+        "the IMU": inertial(recording),
+    }
+    left_out = [f"{name}: {only}" for name, content in held.items() if content is not None]
+    return left_out + [f"{name}: {only}" for name in _never_written(recording)]
 
 
-def _other_topics(recording: Recording) -> list[str]:
-    return [name for name in getattr(recording, "topics", {}) if name != recording.topic]
+def _never_written(recording: Any) -> list[str]:
+    """What a recording that is no bag holds beside its events, and neither format has room for."""
+    read, depths = getattr(recording, "poses", None), getattr(recording, "has_depth", False)
+    poses = ["the poses"] if read is not None and read() is not None else []
+    return poses + (["the events' depths, the fourth column of five"] if depths else [])
 
 
 def _arrays_to_bag(
@@ -159,6 +168,9 @@ def _arrays_to_bag(
             left_out.append("linear velocity of the truth: not known")
     if recording.flow_truth() is not None:
         left_out.append("true flow: it is displacement over windows, for which there is no message")
+    left_out += [
+        f"{name}: a bag made here has no topic for them" for name in _never_written(recording)
+    ]
     stamped = _some((packet for _, packet in packets), recording, stretch, counts)
     write_bag(out, stamped, info, truth, imu=inertial(recording), frame_id=FRAME_ID)
     return left_out

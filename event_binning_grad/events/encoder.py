@@ -26,7 +26,7 @@ from event_binning_grad.events.types import (
     EventPacket,
     Events,
     Header,
-    Stamp,
+    stamp_at,
 )
 from event_binning_grad.events.windows import WindowBuffer
 
@@ -141,7 +141,7 @@ def _slots(events: Events | Iterable[Events], slot_ns: int) -> Iterator[Events]:
 
 def _packet(words: bytes, first_ns: int, events: Events, seq: int, frame_id: str) -> EventPacket:
     # Cut to us like the events' own times, so that both clocks differ by a constant.
-    stamp = Stamp.from_ns(first_ns // NS_PER_US * NS_PER_US)
+    stamp = stamp_at(first_ns // NS_PER_US * NS_PER_US)
     return EventPacket(
         header=Header(stamp, frame_id),
         height=events.height,

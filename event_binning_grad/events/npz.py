@@ -75,7 +75,7 @@ def _write_columns(
             for name, dtype in COLUMNS.items():
                 columns[name].write(np.ascontiguousarray(getattr(events, name), dtype).data)
             written += len(events)
-    if size is None:
+    if size is None or not written:
         raise RecordingError(f"no events to write to {path}")
     return written, size
 
@@ -109,6 +109,8 @@ class NpzRecording(FileRecording):
                     shape, dtype = _array_header(member)
                 if len(shape) != 1 or dtype.kind not in "iub":
                     raise ValueError(f"{name} is {dtype} {list(shape)}, expected integers [N]")
+                if shape == (0,):
+                    raise RecordingError(f"{path} holds no events")
             present = {name.removesuffix(".npy") for name in archive.namelist()}
             unit = str(self._value(archive, "unit")) if "unit" in present else "ns"
             if unit not in _UNITS_NS:
@@ -146,6 +148,15 @@ class NpzRecording(FileRecording):
     def unusable(self) -> dict[str, int]:
         """What packets() could not use as it was, by reason, after it ran."""
         return asdict(self._unusable)
+
+    def warnings(self) -> list[str]:
+        """What is wrong with the file, a line each."""
+        if self._given_size is not None:
+            return []
+        return [
+            f"{self.path} says no sensor size: taken for {self.width}x{self.height}, the smallest "
+            "known one that holds its events; if it is another, write width and height to the file"
+        ]
 
     def calibration(self) -> dict[str, Any] | None:
         """The camera as fields of sensor_msgs/CameraInfo; None if the file holds none."""

@@ -16,7 +16,7 @@ from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.file_recording import FileRecording, learnt_size, open_file
 from event_binning_grad.events.part import native_words
 from event_binning_grad.events.prophesee_header import PropheseeHeader, read_header
-from event_binning_grad.events.types import NS_PER_US, EventPacket, Events, Header, Stamp
+from event_binning_grad.events.types import NS_PER_US, EventPacket, Events, Header, stamp_at
 
 FRAME_ID = "event_camera"
 BLOCK_BYTES = 1 << 20
@@ -108,7 +108,7 @@ class RawRecording(FileRecording):
         for seq, (data, first_us) in enumerate(self._pieces()):
             if first_us >= 0:
                 stamp_ns = self._date_ns + first_us * NS_PER_US
-            header = Header(Stamp.from_ns(stamp_ns), FRAME_ID)
+            header = Header(stamp_at(stamp_ns), FRAME_ID)
             yield EventPacket(header, height, width, seq, 0, self.encoding, self._big_endian, data)
 
     def _pieces(self) -> Iterator[tuple[NDArray[np.uint8], int]]:

@@ -29,8 +29,8 @@ from event_binning_grad.events.types import (
     EventPacket,
     Events,
     Header,
-    Stamp,
     Triggers,
+    stamp_at,
     stamp_to_ns,
 )
 from event_binning_grad.events.windows import WindowBuffer
@@ -213,7 +213,7 @@ def _of_events(
     seq = count()
 
     def made(events: Events) -> tuple[int, EventPacket]:
-        header = Header(Stamp.from_ns(int(events.t[0])), FRAME_ID)
+        header = Header(stamp_at(int(events.t[0])), FRAME_ID)
         packet = mono_packet(events, header, next(seq))
         counts.count(packet, len(events))
         return int(events.t[-1]), packet
@@ -259,7 +259,7 @@ def trigger_packets(
         base = int(part.t.min())
         words = (part.t - base).astype("<u8") | part.p.astype("<u8") << np.uint64(63)
         words |= part.channel.astype("<u8") << np.uint64(48)
-        header = Header(Stamp.from_ns(max(0, base + offset_ns)), frame_id)
+        header = Header(stamp_at(max(0, base + offset_ns)), frame_id)
         packets.append(
             EventPacket(
                 header, height, width, seq + len(packets), base, "trigger", False,
@@ -332,7 +332,7 @@ class PacketRepacker:
             # A sensor's time and a stamp may be of two clocks: the step between them is kept.
             first_ns = int(piece.t[0])
             at_ns = first_ns + self._offset_ns
-            header = Header(Stamp.from_ns(at_ns), packet.header.frame_id)
+            header = Header(stamp_at(at_ns), packet.header.frame_id)
             arrival_ns = at_ns + int(piece.t[-1]) - first_ns
             made.append((arrival_ns, mono_packet(piece, header, self._seq)))
             counts.count(made[-1][1], len(piece))

@@ -157,7 +157,7 @@ class TextRecording:
         if self._calib is None:
             return None
         fx, fy, cx, cy, *distortion = self._calib[0]
-        if self._has_depth:
+        if self.has_depth:
             distortion = [0.0] * len(distortion)
         width, height = self._sensor_size
         return {
@@ -206,7 +206,8 @@ class TextRecording:
         return zip(t_ns.tolist(), motion, strict=True)
 
     @cached_property
-    def _has_depth(self) -> bool:
+    def has_depth(self) -> bool:
+        """The lines are `t x y depth p`."""
         return count_columns(np.frombuffer(self._head + b"\n", np.uint8)) == _DEPTH_COLUMNS
 
     @property

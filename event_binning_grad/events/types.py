@@ -155,6 +155,11 @@ class Stamp:
         return cls(*divmod(int(time_ns), NS_PER_S))
 
 
+def stamp_at(time_ns: int) -> Stamp:
+    """The stamp of a packet that comes at this time; at 0 it is 1 ns, since 0 means no stamp."""
+    return Stamp.from_ns(time_ns or 1)
+
+
 def stamp_to_ns(stamp: StampLike) -> int:
     """The time of a ROS stamp in ns."""
     return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)

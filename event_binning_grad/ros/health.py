@@ -258,7 +258,8 @@ def _time_and_load_problems(before: PipelineCounters, now: PipelineCounters) -> 
         yield (
             Level.WARN,
             f"the packets' stamps are {abs(delay_ms):.0f} ms {side} the times of their events, "
-            "which are taken for the robot's: a clock has drifted or was set; set clock to 'arrival'",
+            "which are taken for the robot's: a clock has drifted or was set; set clock to "
+            "'arrival'",
         )
     unstamped = now.clock.unstamped - before.clock.unstamped
     if unstamped:

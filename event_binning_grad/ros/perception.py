@@ -20,12 +20,13 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, Image, Imu, TimeReference
 
-from event_binning_grad.cli import load_camera
+from event_binning_grad.commands.shared import is_yaml, load_camera
 from event_binning_grad.errors import ConfigError, EventBinningError
 from event_binning_grad.estimation import EgomotionEstimate
 from event_binning_grad.estimation.flow_estimate import FlowEstimate
 from event_binning_grad.events.types import EventPacket, PacketLike
 from event_binning_grad.geometry import Camera
+from event_binning_grad.geometry.camera import read_calib_txt
 from event_binning_grad.pipeline import PipelineConfig, Trigger
 from event_binning_grad.pipeline_flow import FlowStage
 from event_binning_grad.ros import health
@@ -57,6 +58,7 @@ from event_binning_grad.ros.sensors import (
 )
 from event_binning_grad.ros.sources import make_source
 from event_binning_grad.ros.worker import CompensatedImage, Worker
+from event_binning_grad.sources.file import FileSource
 from event_binning_grad.sources.source import (
     Measurement,
     Opened,
@@ -80,8 +82,8 @@ class PerceptionNode(Node):
     """Estimates the velocity of one event camera, and the flow of what it sees.
 
     Subscribes ~/events (of one of the types of event_topics) or reads another source; without a
-    calibration_file ~/camera_info; and of ~/depth, ~/range and ~/imu what the parameters make use
-    of and the source does not bring. Publishes ~/twist
+    calibration_file or recording ~/camera_info; and of ~/depth, ~/range and ~/imu what the
+    parameters make use of and the source does not bring. Publishes ~/twist
     (TwistWithCovarianceStamped, rad/s and m/s, camera frame, trusted estimates only), ~/window
     (TimeReference: a twist's stamp and the end of its window), ~/iwe (mono8, the motion-compensated
     events), with motion_model planar ~/velocity_over_distance (1/s) and ~/plane (the plane's unit
@@ -392,10 +394,11 @@ class PerceptionNode(Node):
     def on_refused_reading(self, sensor: Sensor, reason: str) -> None:
         self._sensors.refuse(sensor, reason)
 
-    def on_calibration(self, camera: Camera, error: EventBinningError | None) -> None:
+    def on_calibration(self, camera: Camera | None, error: EventBinningError | None) -> None:
         if error is not None:
             self._refuse_calibration(error)
             return
+        assert camera is not None  # else there is an error
         self._calibration_problem, self._calibrated, self._calibration_refused = "", True, False
         self.get_logger().info(
             f"calibration: {camera.width}x{camera.height}, {camera.distortion_model}, "
@@ -437,13 +440,35 @@ class PerceptionNode(Node):
         }
 
     def _take_calibration(self) -> str:
-        """Reads the calibration file, or subscribes to camera_info; says what is missing then."""
+        """Reads the calibration file, or what a recording holds, or subscribes to camera_info; says
+        what is missing then."""
         if self._config.calibration_file:
-            self._worker.set_camera(load_camera(Path(self._config.calibration_file)))
-            return "the calibration is being prepared"
+            return self._load_calibration(Path(self._config.calibration_file))
+        if isinstance(self._source, FileSource):
+            return self._find_calibration(self._source)
         topic = self.resolve_topic_name("~/camera_info")
         self.create_subscription(CameraInfo, "~/camera_info", self._on_camera_info, CAMERA_INFO_QOS)
         return (
             f"no calibration yet: publish sensor_msgs/CameraInfo on {topic}, or set the parameter "
             "calibration_file"
         )
+
+    def _load_calibration(self, path: Path) -> str:
+        if not is_yaml(path) and read_calib_txt(path)[1] is None:
+            self._worker.set_camera_by_size(lambda size: Camera.from_calib_txt(path, size))
+            return f"{path} says no sensor size: waiting for that of the packets"
+        self._worker.set_camera(load_camera(path))
+        return "the calibration is being prepared"
+
+    def _find_calibration(self, source: FileSource) -> str:
+        if source.recording.calibration() is not None:
+            return "the calibration is being prepared"
+        remedy = "set the parameter calibration_file (a camera_info YAML, or calib.txt)"
+        if not self._pipeline_config.estimates_flow:
+            raise ConfigError(
+                f"{source.name} holds no calibration, and a twist needs one: {remedy}"
+            )
+        problem = f"no calibration in {source.name}, so no twist is made: {remedy}"
+        if self._pipeline_config.estimates_egomotion:
+            self.get_logger().warning(problem)
+        return problem

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from event_binning_grad.cli import EXIT_BAD_INPUT, add_replay_arguments, require_ros
+from event_binning_grad.commands.recordings import WAIT_S
 from event_binning_grad.errors import ConfigError, EventBinningError
 from event_binning_grad.events.bag_messages import EVENTS_TOPIC
 from event_binning_grad.events.recordings import Recording, open_recording
@@ -31,7 +32,8 @@ class ReplayConfig:
         pause: begin paused. The service ~/pause (std_srvs/SetBool, where it is installed) and, on
             a terminal, the space key pause and go on; while paused /clock stands still.
         clock: publish /clock, the recording's time, for nodes with use_sim_time.
-        wait_s: wait for a subscriber to the events, at most this long, s.
+        wait_s: wait for a subscriber to the events, at most this long, s; 0: publish at once, so
+            that who has subscribed already misses what comes before both sides know of each other.
         events_topic: where the events go.
         progress: write a line of progress, where standard error is a terminal.
         publish_log: CSV with a row a packet: seq, when it was published (monotonic clock, ns), its
@@ -48,7 +50,7 @@ class ReplayConfig:
     duration_s: float | None = None
     pause: bool = False
     clock: bool = False
-    wait_s: float = 0.0
+    wait_s: float = WAIT_S
     events_topic: str = EVENTS_TOPIC
     progress: bool = True
     publish_log: Path | None = None
@@ -72,6 +74,8 @@ class ReplayCounters:
 
     packets: int = 0
     packet_bytes: int = 0
+    unheard_packets: int = 0
+    """Published while nobody subscribed to them."""
     messages: int = 0
     """Packets and all others."""
     largest_delay_s: float = 0.0

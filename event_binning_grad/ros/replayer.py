@@ -74,8 +74,10 @@ _SENSORS = {
 # a packet: messages are ahead of the clock by less than that.
 TICK_NS = 5 * NS_PER_MS
 # A publisher knows of a subscriber before the subscriber knows of it, and until then the
-# subscriber takes nothing from it.
-_SETTLE_S = 0.5
+# subscriber takes nothing from it. Nothing tells when it does: so long no other one may come.
+_SETTLE_S = 1.0
+# The last packets are still on their way; with this process they would be gone.
+_LINGER_S = 0.5
 _LATE_S = 0.5
 _PROGRESS_PERIOD_S = 0.2
 _PAUSED_TICK_S = 0.05
@@ -151,6 +153,8 @@ class Replayer:
                 raise nothing_there(self._recording.path, self._config.stretch)
             if not self._config.loop:
                 break
+        if events.get_subscription_count():
+            time.sleep(_LINGER_S)
         self._say_end()
 
     def _play(self) -> None:
@@ -182,6 +186,7 @@ class Replayer:
             size = len(content) if isinstance(content, bytes) else len(content.events)
             self._counters.packets += 1
             self._counters.packet_bytes += size
+            self._counters.unheard_packets += not publisher.get_subscription_count()
             if self._log is not None:
                 self._log_packet(message, published_ns)
 
@@ -203,15 +208,17 @@ class Replayer:
         return self._node.create_publisher(kind, topic, qos)
 
     def _wait_for_subscriber(self, events: Publisher) -> None:
+        """Until somebody has subscribed, and nobody else has for a moment."""
+        count, since_s = 0, time.monotonic()
         wait_s = self._config.wait_s
-        deadline_s = time.monotonic() + wait_s
-        while not events.get_subscription_count() and time.monotonic() < deadline_s:
+        while time.monotonic() - since_s < (_SETTLE_S if count else wait_s):
             if not self._node.context.ok():
                 raise ExternalShutdownException
             time.sleep(0.02)
-        if events.get_subscription_count():
-            time.sleep(_SETTLE_S)
-        elif wait_s:
+            before, count = count, events.get_subscription_count()
+            if count != before:
+                since_s = time.monotonic()
+        if wait_s and not count:
             self._node.get_logger().warning(
                 f"nobody has subscribed to {events.topic_name} within {wait_s:g} s: "
                 "publishing all the same"
@@ -246,6 +253,9 @@ class Replayer:
         text = f"{counters.packets:,} packets, {counters.packet_bytes / 1e6:.1f} MB published"
         if counters.largest_delay_s > _LATE_S:
             text += f", at most {counters.largest_delay_s:.1f} s late: too fast for this machine"
+        if counters.unheard_packets:
+            topic = self._node.resolve_topic_name(self._config.events_topic)
+            text += f"; {counters.unheard_packets:,} of them while nobody subscribed to {topic}"
         self._node.get_logger().info(text)
 
 

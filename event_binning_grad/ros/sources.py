@@ -18,6 +18,9 @@ def make_source(config: NodeConfig, wanted: frozenset[str]) -> Source | None:
     """The source of the events; None for ROS's topic.
 
     wanted: the other sensors that the parameters make use of.
+
+    Raises:
+        RecordingError: the recording is not there, cannot be read, or holds no events.
     """
     if config.source == "dv_camera":
         return DvCamera(config.camera_name, config.camera_settings)
@@ -27,5 +30,7 @@ def make_source(config: NodeConfig, wanted: frozenset[str]) -> Source | None:
         return Metavision(config.camera_name)
     if config.source == "file":
         path = Path(config.recording).expanduser()
-        return FileSource(path, config.recording_rate, config.recording_end == "loop", wanted)
+        source = FileSource(path, config.recording_rate, config.recording_end == "loop", wanted)
+        source.recording  # noqa: B018 (opens it: unlike a camera, a file does not come later)
+        return source
     return None

@@ -73,8 +73,8 @@ class Sink(Protocol):
         """A reading does not suit the pipeline and was dropped."""
         ...
 
-    def on_calibration(self, camera: Camera, error: EventBinningError | None) -> None:
-        """A calibration is in use, or was refused."""
+    def on_calibration(self, camera: Camera | None, error: EventBinningError | None) -> None:
+        """A calibration is in use, or was refused; None: it makes no camera at all."""
         ...
 
     def on_failure(self, error: BaseException) -> None:
@@ -120,6 +120,7 @@ class Worker:
         }
         self._sink = sink
         self._new_cameras: deque[Camera] = deque(maxlen=1)
+        self._make_camera: Callable[[tuple[int, int]], Camera] | None = None
         self._last_arrival_s, self._frame_id = 0.0, ""  # of the last packet
         self._ending, self._ended = threading.Event(), threading.Event()
         self._stopping = threading.Event()
@@ -150,6 +151,10 @@ class Worker:
     def set_camera(self, camera: Camera) -> None:
         """The calibration to use from the next packet on; from any thread."""
         self._new_cameras.append(camera)
+
+    def set_camera_by_size(self, make: Callable[[tuple[int, int]], Camera]) -> None:
+        """The calibration for the width and height that the first packet says; before start()."""
+        self._make_camera = make
 
     def end(self) -> None:
         """Says that no packet will come after those that wait: when they are worked off, the last
@@ -198,6 +203,17 @@ class Worker:
         except EventBinningError as error:
             self._sink.on_calibration(camera, error)
 
+    def _take_size(self, packet: PacketLike) -> None:
+        make, size = self._make_camera, (packet.width, packet.height)
+        if make is None or 0 in size:
+            return
+        self._make_camera = None
+        try:
+            self.set_camera(make(size))
+        except EventBinningError as error:
+            self._sink.on_calibration(None, error)
+        self._take_camera()
+
     def _take_reading(self, taken: Reading | Measurement) -> None:
         reading = self._read(taken) if isinstance(taken, Measurement) else taken
         if reading is None:
@@ -234,6 +250,7 @@ class Worker:
             self._pipeline.skip_packets(1)
             self._sink.on_rejected(str(error))
             return
+        self._take_size(packet)
         self._last_arrival_s, self._frame_id = arrival.arrival_s, packet.header.frame_id
         if self._flow is not None:
             self._flow.note_packet(self._last_arrival_s, self._frame_id)

@@ -6,9 +6,10 @@ import heapq
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from event_binning_grad.errors import RecordingError
 from event_binning_grad.events.types import NS_PER_S, EventPacket, Events, stamp_to_ns
@@ -19,6 +20,9 @@ from event_binning_grad.sources.source import (
     SourceUnusableError,
     Wait,
 )
+
+if TYPE_CHECKING:
+    from event_binning_grad.events.recordings import Recording
 
 FRAME_ID = "event_camera"
 PACKET_MS = 4.0
@@ -50,6 +54,20 @@ class FileSource:
     def name(self) -> str:
         return f"the recording {self.path}"
 
+    @cached_property
+    def recording(self) -> Recording:
+        """It, opened.
+
+        Raises:
+            RecordingError: it is not there, cannot be read, or holds no events.
+        """
+        from event_binning_grad.events.recordings import open_recording
+
+        recording = open_recording(self.path)
+        if recording.width is None:
+            raise RecordingError(f"{self.path} holds no events")
+        return recording
+
     @property
     def sensors(self) -> frozenset[str]:
         return self.wanted
@@ -61,11 +79,7 @@ class FileSource:
             raise SourceUnusableError(str(error)) from None
 
     def _read(self) -> Iterator[Item]:
-        from event_binning_grad.events.recordings import open_recording
-
-        recording = open_recording(self.path)
-        if recording.width is None:
-            raise SourceUnusableError(f"{self.path} holds no events")
+        recording = self.recording
         text = f"{self.name}: {recording.width}x{recording.height}"
         yield Opened(text, recording.calibration())
         seq = 0
