@@ -467,6 +467,18 @@ def test_file_comes_in_real_time(recording: Path) -> None:
     assert taken.reports == [""]
 
 
+def test_file_damaged_in_the_middle_ends(tmp_path: Path) -> None:
+    lines = [f"{k * 1e-4:.6f} {k % 64} {k % 48} {k % 2}" for k in range(200_000)]
+    lines[190_000] = "no event"
+    (tmp_path / "events.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "calib.txt").write_text("50 50 32 24 0 0 0 0 0\n64 48\n")
+    with reading(FileSource(tmp_path, rate=1e6)) as taken:
+        taken.wait_for(lambda: taken.ended)
+    assert taken.of(EventPacket)
+    assert "line 190001" in taken.reports[-1]
+    assert not taken.failures
+
+
 def test_file_loops_until_stopped(recording: Path) -> None:
     count = sum(1 for _ in open_recording(recording).packets())
     with reading(FileSource(recording, rate=1000.0, loop=True)) as taken:

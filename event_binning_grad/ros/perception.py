@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -381,10 +380,9 @@ class PerceptionNode(Node):
         assert self._flow_output is not None  # made with the worker that calls
         self._flow_output.publish(estimate, stage, self._config.frame_id or frame_id)
 
-    def on_triggers(self, triggers: Sequence[Trigger], frame_id: str) -> None:
+    def on_trigger(self, trigger: Trigger, frame_id: str) -> None:
         if self._triggers.get_subscription_count():
-            for trigger in triggers:
-                self._triggers.publish(to_trigger(trigger, self._config.frame_id or frame_id))
+            self._triggers.publish(to_trigger(trigger, self._config.frame_id or frame_id))
 
     def on_rejected(self, reason: str) -> None:
         self._rejected += 1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,8 +62,8 @@ class Sink(Protocol):
         that it gives, if it is of use."""
         ...
 
-    def on_triggers(self, triggers: Sequence[Trigger], frame_id: str) -> None:
-        """Edges came in on the camera's trigger input."""
+    def on_trigger(self, trigger: Trigger, frame_id: str) -> None:
+        """An edge came in on the camera's trigger input."""
         ...
 
     def on_rejected(self, reason: str) -> None:
@@ -204,8 +205,8 @@ class Worker:
             self._sink.on_calibration(camera, error)
 
     def _take_size(self, packet: PacketLike) -> None:
-        make, size = self._make_camera, (packet.width, packet.height)
-        if make is None or 0 in size:
+        make = self._make_camera
+        if make is None or 0 in (size := (packet.width, packet.height)):
             return
         self._make_camera = None
         try:
@@ -260,23 +261,28 @@ class Worker:
     def _hand_over(self, make: Callable[[], list[EgomotionEstimate]]) -> None:
         try:
             estimates = make()
-            if estimates:
-                self._last_estimate_s = time.monotonic()
-            for estimate in estimates:
-                # The pipeline holds the last window only: the others have no image.
-                last = estimate is estimates[-1]
-                image = self._pipeline.compensated_image if last else _no_image
-                self._sink.on_estimate(estimate, self._frame_id, image)
-                self._measurements.add(estimate, time.monotonic() - self._last_arrival_s)
         except PacketError as error:
             self._sink.on_rejected(str(error))
+            return
+        if estimates:
+            self._last_estimate_s = time.monotonic()
+        for estimate in estimates:
+            # The pipeline holds the last window only: the others have no image.
+            last = estimate is estimates[-1]
+            image = self._pipeline.compensated_image if last else _no_image
+            self._publish(
+                functools.partial(self._sink.on_estimate, estimate, self._frame_id, image)
+            )
+            self._measurements.add(estimate, time.monotonic() - self._last_arrival_s)
 
     def _hand_over_triggers(self) -> None:
-        triggers = self._pipeline.take_triggers()
+        for trigger in self._pipeline.take_triggers():
+            self._publish(functools.partial(self._sink.on_trigger, trigger, self._frame_id))
+
+    def _publish(self, publish: Callable[[], None]) -> None:
         try:
-            if triggers:
-                self._sink.on_triggers(triggers, self._frame_id)
-        except PacketError as error:
+            publish()
+        except PacketError as error:  # a time that ROS cannot hold
             self._sink.on_rejected(str(error))
 
     def _must_catch_up(self, arrival: Arrival[PacketLike | SerializedArray]) -> bool:

@@ -31,7 +31,7 @@ PACKET_MS = 4.0
 _LONGEST_PAUSE_S = 60.0
 # Waiting is cut into pieces, so that it can be ended, s.
 _PATIENCE_S = 0.1
-_READINGS = {"imu": ("imu", "gyro"), "depth": ("depth_images",), "range": ("ranges",)}
+_READINGS = {"imu": ("inertial", "imu", "gyro"), "depth": ("depth_images",), "range": ("ranges",)}
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,10 @@ def _measurements(recording: Any, sensor: str) -> Iterator[tuple[int, Item]]:
         if hasattr(readings, "t_ns"):  # a track
             readings = zip(readings.t_ns.tolist(), readings.angular_velocity, strict=True)
         for stamp_ns, value in readings:
-            yield int(stamp_ns), Measurement(sensor, int(stamp_ns), value)
+            acceleration = None
+            if name == "inertial":
+                value, acceleration = value[:3], value[3:]
+            yield int(stamp_ns), Measurement(sensor, int(stamp_ns), value, acceleration)
         return
 
 

@@ -146,6 +146,7 @@ class SourceReader:
 
     def _read_once(self) -> bool:
         """Reads until the source ends or fails; True if there is no more to come."""
+        opened = False
         try:
             with closing(self._source.read()) as items:
                 for item in items:
@@ -156,9 +157,12 @@ class SourceReader:
                         continue
                     if isinstance(item, Opened):
                         self._report("")
+                        opened = True
                     self._take(item)
         except SourceUnusableError as error:
             self._report(str(error))
+            if opened and self._source.ends:  # damaged in the middle: what came is all there is
+                self._ended()
             return True
         except SourceError as error:
             self._report(f"{error}; trying again")
