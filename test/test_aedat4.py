@@ -16,6 +16,7 @@ import pytest
 from event_binning_grad.errors import RecordingError
 from event_binning_grad.events import aedat4
 from event_binning_grad.events.aedat4 import Aedat4Recording
+from event_binning_grad.events.convert import convert
 from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.repacking import packets_and_edges
 from event_binning_grad.events.types import EventPacket, Events, stamp_to_ns
@@ -252,10 +253,25 @@ def test_edges_and_turning_come_back_as_written(dv: Any, tmp_path: Path) -> None
     assert [t for t, _ in samples] == [(START_US + k) * US for k in range(3)]
     expected = [(np.pi * k, np.pi / 2, -np.pi / 4) for k in range(3)]
     np.testing.assert_allclose([w for _, w in samples], expected, rtol=1e-6, atol=1e-9)
-    motions = np.array([motion for _, motion in recording.inertial()])
+    inertial = recording.inertial()
+    assert inertial is not None
+    motions = np.array([motion for _, motion in inertial])
     np.testing.assert_array_equal(motions[:, :3], [w for _, w in samples])
     np.testing.assert_allclose(motions[:, 3:], [(0.0, 0.0, 9.80665)] * 3)
     assert rows_of(decoded(recording)[0]) == made_rows(50)
+
+
+def test_a_file_without_an_imu_claims_none(dv: Any, tmp_path: Path) -> None:
+    """Neither where it has no such stream, nor where nothing is on it."""
+    for path in (
+        write(dv, tmp_path / "empty.aedat4", made_rows(50)),
+        write_stereo(dv, tmp_path / "none.aedat4"),
+    ):
+        recording = Aedat4Recording(path, "left" if path.stem == "none" else None)
+        assert recording.inertial() is None
+        assert list(recording.imu()) == []
+        done = convert(recording, path.with_suffix(".npz"))
+        assert not any("IMU" in line for line in done.left_out)
 
 
 def test_a_gyroscope_that_is_not_finite_is_counted(dv: Any, tmp_path: Path) -> None:

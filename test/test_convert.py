@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -31,12 +32,16 @@ from event_binning_grad.events.bag_messages import (
     CAMERA_INFO_TOPIC,
     EVENT_PACKET_DEFINITION,
     EVENT_PACKET_TYPE,
+    IMAGE_TYPE,
     IMU_TOPIC,
+    depth_message,
+    to_header,
     to_message,
     typestore,
 )
+from event_binning_grad.events.bag_writer import write_bag
 from event_binning_grad.events.bags import BagRecording
-from event_binning_grad.events.convert import convert
+from event_binning_grad.events.convert import camera_info, convert
 from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.encoder import ENCODERS, packetize
 from event_binning_grad.events.npz import write_npz
@@ -50,6 +55,7 @@ from event_binning_grad.events.repacking import (
     ros_packets,
 )
 from event_binning_grad.events.types import EventPacket, Events, Header, Stamp, stamp_to_ns
+from event_binning_grad.geometry import Camera
 
 COLUMNS = ("t", "x", "y", "p")
 
@@ -595,6 +601,49 @@ def test_a_given_calibration_replaces_the_recorded_one(tmp_path: Path) -> None:
         assert info["k"][4] == 201
         assert info["d"][0] == 0.1
         assert len(list(bag.raw_messages(["/event_camera/camera_info"]))) >= 4
+
+
+def test_a_step_of_the_clock_brings_no_flood_of_calibrations(tmp_path: Path) -> None:
+    """Neither from a bag nor from what is none; a day has 864,000 times 0.1 s."""
+    camera = Camera(240, 180, np.array([[200.0, 0, 120], [0, 200, 90], [0, 0, 1]]))
+    packets = encoded(some_events(400), "mono") + encoded(
+        some_events(400, first_ns=86_400 * 10**9), "mono"
+    )
+    write_bag(tmp_path / "written", packets, camera_info(camera))
+    convert(BagRecording(tmp_path / "written"), tmp_path / "copied", camera=camera)
+    days = []
+    for name in ("written", "copied"):
+        infos = list(BagRecording(tmp_path / name).raw_messages(["/event_camera/camera_info"]))
+        assert 2 <= len(infos) <= 5
+        days.append({info.bag_time_ns // (86_400 * 10**9 - 10**9) for info in infos})
+    assert days == [{0, 1}, {0, 1}]
+
+
+@pytest.mark.parametrize(("start_s", "count"), [(0.0, 300), (0.001, 0)])
+def test_what_comes_before_the_first_events_is_not_held(
+    tmp_path: Path, start_s: float, count: int
+) -> None:
+    with Writer(tmp_path / "late", version=8, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        events, images = (
+            writer.add_connection(topic, kind, typestore=typestore())
+            for topic, kind in (("/events", EVENT_PACKET_TYPE), ("/depth", IMAGE_TYPE))
+        )
+        header = to_header(Header(Stamp(1, 0), "camera"))
+        image = depth_message(header, np.ones((200, 200), np.float32))
+        data = typestore().serialize_cdr(image, IMAGE_TYPE)
+        for k in range(300):
+            writer.write(images, 10**9 + k, data)
+        for packet in encoded(some_events(first_ns=2 * 10**9), "mono"):
+            data = typestore().serialize_cdr(to_message(packet), EVENT_PACKET_TYPE)
+            writer.write(events, stamp_to_ns(packet.header.stamp), data)
+    recording = BagRecording(tmp_path / "late")
+    tracemalloc.start()
+    convert(recording, tmp_path / "out", start_s=start_s)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 25e6  # 300 images are 48 MB
+    copy = BagRecording(tmp_path / "out")
+    assert len(list(copy.raw_messages(["/depth"]))) == count
 
 
 @pytest.mark.parametrize("name", ["out.avi", "out.hdf5"])

@@ -14,6 +14,7 @@ import pytest
 
 from event_binning_grad.errors import EventBinningError
 from event_binning_grad.estimation.flow_estimate import FlowEstimate, FlowStatus
+from event_binning_grad.evaluation import flow_displacement
 from event_binning_grad.evaluation.flow_colours import colour_wheel, flow_to_rgb, typical_maximum
 from event_binning_grad.evaluation.flow_displacement import (
     DisplacementScorer,
@@ -337,6 +338,24 @@ def test_true_displacements_over_other_times():
         # A way is taken as even within a truth, and at the nearest pixel.
         assert np.abs(truth.flow_px - expected)[near].max() < 0.35
         assert np.abs(truth.flow_px - expected)[near].mean() < 0.1
+
+
+def test_without_truths_there_are_none_over_other_times():
+    none = FlowTruths(np.empty((0, 2), np.int64), False, "made up", lambda: iter(()))
+    assert len(truths_over(none, np.array([[0, 40], [40, 80]]) * MS)) == 0
+
+
+def test_windows_that_are_over_get_no_mask_for_each_packet(monkeypatch: pytest.MonkeyPatch):
+    """A truth that begins long before the fields keeps its windows open."""
+    windows = np.array([[k * 50, k * 50 + 50] for k in range(100)], np.int64) * MS
+    scorer = DisplacementScorer(FlowTruths(windows, False, "made up", lambda: iter(())))
+    made = []
+    monkeypatch.setattr(
+        flow_displacement, "event_pixels", lambda *given: made.append(1) or event_pixels(*given)
+    )
+    for t_ms in range(6000, 6100):
+        scorer.see(np.array([t_ms * MS]), np.full((1, 2), 15, np.float32), (40, 30))
+    assert len(made) == 100  # one a window
 
 
 def test_displacements_without_trusted_fields_are_missed_and_not_kept():

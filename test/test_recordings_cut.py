@@ -7,6 +7,7 @@ import json
 import shutil
 import sqlite3
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,24 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from event_binning_grad import cli
 from event_binning_grad.errors import RecordingError
+from event_binning_grad.events import cut_bags
 from event_binning_grad.events.bag_messages import (
     EVENT_PACKET_DEFINITION,
     EVENT_PACKET_TYPE,
+    IMU_TYPE,
+    imu_message,
+    to_header,
     to_message,
     typestore,
 )
 from event_binning_grad.events.bags import BagRecording
+from event_binning_grad.events.compressed import decompressed
 from event_binning_grad.events.convert import convert
+from event_binning_grad.events.cut_bags import open_cut
 from event_binning_grad.events.encoder import encode_evt2, encode_evt3, packetize
 from event_binning_grad.events.npz import write_npz
 from event_binning_grad.events.recordings import open_recording
-from event_binning_grad.events.types import EventPacket, Events, stamp_to_ns
+from event_binning_grad.events.types import EventPacket, Events, Header, Stamp, stamp_to_ns
 
 SIZE = (240, 180)
 MCAP_MAGIC = b"\x89MCAP0\r\n"
@@ -214,6 +221,63 @@ def test_mcap_with_lz4_inside(tmp_path: Path) -> None:
     assert len(part) > 8_000
 
 
+def chunked(folder: Path, spoil: Callable[[bytes], bytes]) -> tuple[Path, int, int]:
+    """An mcap without an end, of three compressed chunks with the whole bag's topic and a third of
+    its messages, four times, each; of the second the compressed bytes are spoilt. And how many
+    bytes these are, and the count of messages."""
+    (chunk,) = (c for opcode, c in mcap_records(bag(folder, "mcap").read_bytes()) if opcode == 6)
+    inner = list(mcap_records(MCAP_MAGIC + chunk[40:] + MCAP_MAGIC))
+    topic = [record for record in inner if record[0] != 5]
+    messages = [record for record in inner if record[0] == 5]
+    made, third, spoilt = MCAP_MAGIC, len(messages) // 3, b""
+    for k in range(3):
+        records = topic + 4 * messages[k * third : (k + 1) * third]
+        plain = b"".join(struct.pack("<BQ", op, len(data)) + data for op, data in records)
+        packed = lz4.frame.compress(plain)
+        if k == 1:
+            packed = spoilt = spoil(packed)
+        head = (
+            struct.pack("<QQQII", 0, 0, len(plain), 0, 3) + b"lz4" + struct.pack("<Q", len(packed))
+        )
+        made += struct.pack("<BQ", 6, len(head + packed)) + head + packed
+    path = folder / "chunks.mcap"
+    path.write_bytes(made)
+    return path, len(spoilt), 12 * third
+
+
+def test_a_chunk_that_gives_nothing_is_counted(tmp_path: Path) -> None:
+    path, size, count = chunked(tmp_path, lambda data: b"\0" * len(data))
+    cut = open_cut(path)
+    assert cut is not None
+    assert cut.message_count == count * 2 // 3
+    assert cut.lost_bytes > size
+
+
+def test_a_chunk_that_ends_early_is_counted(tmp_path: Path) -> None:
+    path, _, count = chunked(tmp_path, lambda data: data[: len(data) * 2 // 3])
+    cut = open_cut(path)
+    assert cut is not None
+    assert count * 2 // 3 < cut.message_count < count
+    assert cut.lost_bytes > 0
+
+
+def test_without_the_chunks_library_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _, _ = chunked(tmp_path, lambda data: data)
+    monkeypatch.setitem(sys.modules, "lz4.frame", None)
+    with pytest.raises(RecordingError, match=r"chunks\.mcap is compressed.*pip install lz4"):
+        open_recording(path)
+
+
+@pytest.mark.parametrize("form", ["lz4", "bz2"])
+def test_more_than_is_allowed_is_not_cut_silently(form: str) -> None:
+    packed = (lz4.frame if form == "lz4" else bz2).compress(bytes(10_000))
+    assert decompressed(packed, form, 10_000) == (bytes(10_000), True)
+    with pytest.raises(ValueError, match=r"more than 9,999 bytes"):
+        decompressed(packed, form, 9_999)
+
+
 @pytest.mark.parametrize(("form", "share"), [("lz4", 0.9), ("bz2", 1.0)])
 def test_compressed_chunks_of_ros1(tmp_path: Path, form: str, share: float) -> None:
     """Of one that is cut, too, as far as whole blocks of LZ4 reach; those of bzip2 are large."""
@@ -254,6 +318,114 @@ def test_the_last_file_of_a_split_bag_may_be_cut(tmp_path: Path) -> None:
     packets = len(list(BagRecording(whole).packets()))
     assert packets < count < 2 * packets
     assert_one_warning(recording.warnings(), folder / "split_1.mcap")
+
+
+@pytest.mark.parametrize("form", ["db3", "mcap"])
+@pytest.mark.parametrize("length", [0, 8, 40, 400])
+def test_a_split_bag_whose_last_file_was_only_begun(tmp_path: Path, form: str, length: int) -> None:
+    whole = bag(tmp_path, form)
+    folder = tmp_path / "split"
+    folder.mkdir()
+    shutil.copy(whole, folder / f"split_0.{form}")
+    (folder / f"split_1.{form}").write_bytes(whole.read_bytes()[:length])
+    events, warnings = warnings_after(open_recording(folder))
+    assert_same(events, some_events())
+    (line,) = warnings
+    assert line.startswith(str(folder / f"split_1.{form}"))
+    assert line.endswith("the bag's other files are read")
+    assert "\n" not in line
+    (folder / f"split_0.{form}").write_bytes(b"")
+    with pytest.raises(RecordingError, match=r"split_0.* cannot be read"):
+        open_recording(folder)
+
+
+def with_imu(folder: Path, packet_bytes: int) -> tuple[Path, dict[int, bytes]]:
+    """A .db3 of packets and IMU samples, and its messages by time; some packets end in zeros."""
+    rng, written = np.random.default_rng(packet_bytes), {}
+    with Writer(folder / "imu", version=8, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        topics = [
+            writer.add_connection(name, kind, typestore=typestore())
+            for name, kind in (("/events", EVENT_PACKET_TYPE), ("/imu", IMU_TYPE))
+        ]
+        for k in range(300):
+            header = Header(Stamp.from_ns(10**9 + k * 10**6), "camera")
+            message, is_imu = imu_message(to_header(header), np.arange(6.0)), k % 3 > 0
+            if not is_imu:
+                content = rng.integers(1, 256, rng.integers(8, packet_bytes), np.uint8)
+                content[-int(rng.integers(1, 8)) :] *= k % 2
+                message = to_message(EventPacket(header, 180, 240, k, 0, "evt3", False, content))
+            kind = topics[is_imu].msgtype
+            written[10**9 + k] = bytes(typestore().serialize_cdr(message, kind))
+            writer.write(topics[is_imu], 10**9 + k, written[10**9 + k])
+    return next((folder / "imu").glob("*.db3")), written
+
+
+@pytest.mark.parametrize("packet_bytes", [500, 5_000, 20_000])
+def test_of_a_cut_database_at_most_one_readable_message_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packet_bytes: int
+) -> None:
+    """Messages of an IMU are full of zeros, as what SQLite reads behind the cut is. None that is
+    not whole is read; a whole one is dropped only if its end might be such zeros."""
+    path, written = with_imu(tmp_path, packet_bytes)
+    data, cut, dropped = path.read_bytes(), tmp_path / "cut.db3", 0
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(len(data) // 3, len(data), 80).tolist()
+    lengths += [
+        4096 * page + k for page in range(len(data) // 8192, len(data) // 6000) for k in (0, 2, 7)
+    ]
+    for length in lengths:
+        cut.write_bytes(data[:length])
+        found = {message.bag_time_ns: bytes(message.data) for message in _raw(cut)}
+        assert found.items() <= written.items()
+        with monkeypatch.context() as patch:
+            patch.setattr(cut_bags, "_ends_behind", lambda *_: False)
+            readable = {message.bag_time_ns: bytes(message.data) for message in _raw(cut)}
+        assert list(found) == [time_ns for time_ns in readable if time_ns in found]
+        assert len(readable) - len(found) in (0, 1)
+        dropped += len(readable) - len(found)
+        for time_ns in readable.keys() - found.keys():
+            data_read, whole = readable[time_ns], written[time_ns]
+            assert data_read != whole or whole.endswith(b"\0")
+    assert dropped > 10
+
+
+def _raw(path: Path) -> list[Any]:
+    return list(BagRecording(path).raw_messages())
+
+
+def test_what_a_cut_database_drops_is_counted(tmp_path: Path) -> None:
+    path, written = with_imu(tmp_path, 500)
+    data = path.read_bytes()
+    last = max(written)
+    middle = data.rindex(written[last]) + len(written[last]) // 2
+    (tmp_path / "cut.db3").write_bytes(data[:middle])
+    cut = open_cut(tmp_path / "cut.db3")
+    assert cut is not None
+    assert len(written) - cut.message_count < 20
+    assert cut.lost_bytes > len(data) - middle
+    assert f"{cut.lost_bytes:,} bytes of no whole message" in cut.warning()
+
+
+def test_topics_of_a_cut_bag_without_messages_cost_no_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packets = packetize(some_events())
+    with Writer(tmp_path / "a", version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        topic = writer.add_connection("/events", EVENT_PACKET_TYPE, typestore=typestore())
+        writer.add_connection("/imu", IMU_TYPE, typestore=typestore())
+        for packet in packets:
+            data = typestore().serialize_cdr(to_message(packet), EVENT_PACKET_TYPE)
+            writer.write(topic, stamp_to_ns(packet.header.stamp), data)
+    path = next((tmp_path / "a").glob("*.mcap"))
+    path.write_bytes(path.read_bytes()[:-5000])
+    recording = BagRecording(path)
+    assert "/imu" in recording.topics
+    scans, scan = [], cut_bags._scan
+    monkeypatch.setattr(cut_bags, "_scan", lambda path: scans.append(path) or scan(path))
+    assert list(recording.imu()) == []
+    assert scans == []
+    assert len(list(recording.packets())) > 0
+    assert scans == [path]
 
 
 def test_a_database_with_a_journal_beside_it(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from event_binning_grad.errors import PacketError, RecordingError
 from event_binning_grad.events import npz, prophesee_dat, prophesee_raw
 from event_binning_grad.events.decoder import PacketDecoder
 from event_binning_grad.events.encoder import encode_evt2, encode_evt3, encode_evt21
+from event_binning_grad.events.new_file import appearing
 from event_binning_grad.events.npz import write_npz
 from event_binning_grad.events.recordings import (
     DatRecording,
@@ -584,3 +585,14 @@ def big_content(name: str, part: Events, first: bool) -> bytes:
         return whole if first else whole[whole.index(bytes([0x0C, 8])) + 2 :]
     rows = zip(*(getattr(part, column).tolist() for column in "txyp"), strict=True)
     return "".join(f"{t / 1e9:.9f} {x} {y} {p}\n" for t, x, y, p in rows).encode()
+
+
+def test_a_source_that_is_not_there_is_not_blamed_on_the_output(tmp_path: Path) -> None:
+    source, out = tmp_path / "source.raw", tmp_path / "deep" / "out"
+    with pytest.raises(RecordingError) as caught, appearing(out):
+        source.read_bytes()
+    assert str(caught.value) == f"{source}: No such file or directory"
+    with pytest.raises(RecordingError) as caught, appearing(out) as unfinished:
+        unfinished.rmdir()
+    assert str(caught.value) == f"{out} cannot be written: No such file or directory"
+    assert list(out.parent.iterdir()) == []

@@ -67,15 +67,20 @@ class DisplacementScorer:
         self._windows: deque[tuple[int, int]] = deque(map(tuple, truths.windows_ns.tolist()))
         self._masks: deque[npt.NDArray[np.bool_] | None] = deque([None] * len(truths))
         self._fields: Fields = []
+        self._seen_ns: tuple[int, int] | None = None
 
     def see(self, t_ns: npt.NDArray[np.int64], coords: Float32, size: tuple[int, int]) -> None:
         """Takes the next events: their times on the recording's clock, their places [N, 2] on the
         fields' pixels, and the sensor's width and height."""
         if not len(t_ns):
             return
+        first_ns = self._seen_ns[0] if self._seen_ns else int(t_ns[0])
+        self._seen_ns = (first_ns, int(t_ns[-1]))
         for k, (start_ns, end_ns) in enumerate(self._windows):
             if start_ns > t_ns[-1]:
                 break
+            if end_ns <= t_ns[0] and self._masks[k] is not None:
+                continue  # it has seen all of its events
             first, last = np.searchsorted(t_ns, [start_ns, end_ns])
             seen = event_pixels(coords[first:last], *size)
             before = self._masks[k]
@@ -105,7 +110,7 @@ class DisplacementScorer:
             if self._windows[0][0] > self._fields[-1][0] + _STANDS_FOR_NS:
                 break
             self._score_next()
-        self.missed += len(self._windows)
+        self.missed += sum(self._in_stream(*window) for window in self._windows)
         self._windows.clear()
 
     def _score_next(self) -> None:
@@ -113,7 +118,7 @@ class DisplacementScorer:
         mask, truth = self._masks.popleft(), next(self._truths)
         moved = displacement(self._fields, start_ns, end_ns)
         if moved is None or mask is None:
-            self.missed += 1
+            self.missed += self._in_stream(start_ns, end_ns)
             return
         true, span_s = self._true(truth, moved.shape), (end_ns - start_ns) / NS_PER_S
         dense = flow_error(moved / span_s, true / span_s, span_s)
@@ -122,6 +127,10 @@ class DisplacementScorer:
         else:
             error = flow_error(moved / span_s, true / span_s, span_s, mask)
             self.errors.append(DisplacementError(error, dense))
+
+    def _in_stream(self, start_ns: int, end_ns: int) -> bool:
+        """Whether the time meets that of the events: where it does not, nothing is missed."""
+        return self._seen_ns is None or (start_ns < self._seen_ns[1] and end_ns > self._seen_ns[0])
 
     def _true(self, truth: FlowTruth, shape: tuple[int, ...]) -> Float32:
         if truth.flow_px.shape != shape:
@@ -180,6 +189,8 @@ def truths_over(truths: FlowTruths, windows_ns: npt.NDArray[np.int64]) -> FlowTr
     on at the nearest pixel. Windows that the truths do not cover without a gap are left out.
     """
     known_ns = truths.windows_ns
+    if not len(known_ns):
+        return truths
     first = np.searchsorted(known_ns[:, 1], windows_ns[:, 0], "right")
     last = np.searchsorted(known_ns[:, 0], windows_ns[:, 1], "left") - 1
     whole = np.concatenate([[0], np.cumsum(known_ns[1:, 0] != known_ns[:-1, 1])])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_binning_grad.errors import RecordingError
-from event_binning_grad.events.compressed import LZ4_MAGIC, MAX_BYTES, ZSTD_MAGIC, decompressed
+from event_binning_grad.events.compressed import (
+    LZ4_MAGIC,
+    MAX_BYTES,
+    ZSTD_MAGIC,
+    decompressed,
+    library_missing,
+)
 from event_binning_grad.events.file_recording import FileRecording, open_file
 from event_binning_grad.events.types import (
     NS_PER_US,
@@ -115,12 +122,20 @@ class Aedat4Recording(FileRecording):
     def imu(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """stamp_ns and angular velocity [3] in rad/s, in the IMU's own frame; nothing if the file
         has no IMU."""
-        for stamp_ns, motion in self.inertial():
+        for stamp_ns, motion in self._motions():
             yield stamp_ns, motion[:3]
 
-    def inertial(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """As imu(), with the acceleration in m/s² behind it: [6]."""
+    def inertial(self) -> Iterator[tuple[int, NDArray[np.float64]]] | None:
+        """As imu(), with the acceleration in m/s² behind it: [6]; None if the file holds no
+        samples."""
+        motions = self._motions()
+        first = next(motions, None)
+        return None if first is None else chain([first], motions)
+
+    def _motions(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
         self._unusable_readings = 0
+        if not self._numbers[_IMU]:
+            return
         # Behind the time: temperature, acceleration (g), rate of turn (deg/s).
         for stamp_ns, row in self._rows(_IMU, *["<f"] * 7):
             values = np.array(row[1:], np.float64)
@@ -188,10 +203,7 @@ class Aedat4Recording(FileRecording):
                     self._unreadable[kind] += 1
                     continue
                 except ImportError as error:
-                    raise RecordingError(
-                        f"{self.path} is compressed, and what decompresses it is missing "
-                        f"({error}): pip install lz4 backports.zstd"
-                    ) from None
+                    raise library_missing(self.path, error) from None
                 yield content
 
 

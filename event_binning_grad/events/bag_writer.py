@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +137,10 @@ class _Companions:
         start_ns: int,
     ) -> None:
         self._writer = writer
-        streams: list[Iterator[tuple[int, Any, Any]]] = []
+        self._infos: CameraInfos | None = None
         if camera_info is not None:
-            connection = writer.add_connection(
-                CAMERA_INFO_TOPIC, CAMERA_INFO_TYPE, typestore=typestore()
-            )
-            streams.append(camera_infos(connection, camera_info, frame_id, start_ns))
+            self._infos = CameraInfos(writer, camera_info, frame_id, start_ns)
+        streams: list[Iterator[tuple[int, Any, Any]]] = []
         if ground_truth is not None:
             connection = writer.add_connection(
                 GROUND_TRUTH_TOPIC, TWIST_TYPE, typestore=typestore()
@@ -162,10 +159,15 @@ class _Companions:
         self._next = next(self._messages, None)
 
     def write_until(self, time_ns: int) -> None:
-        while self._next is not None and self._next[0] <= time_ns:
-            stamp, connection, message = self._next
+        infos = () if self._infos is None else self._infos.due(time_ns)
+        streams = infos, self._due(time_ns)
+        for stamp, connection, message in heapq.merge(*streams, key=lambda message: message[0]):
             data = typestore().serialize_cdr(message, connection.msgtype)
             self._writer.write(connection, stamp, data)
+
+    def _due(self, time_ns: int) -> Iterator[tuple[int, Any, Any]]:
+        while self._next is not None and self._next[0] <= time_ns:
+            yield self._next
             self._next = next(self._messages, None)
 
 
@@ -177,28 +179,38 @@ def _with_arrival(packets: Iterable[PacketLike]) -> Iterator[tuple[PacketLike, i
         yield packet, stamp_to_ns(packet.header.stamp) + (int(t[-1] - t[0]) if len(t) else 0)
 
 
-def camera_infos(
-    connection: Any, info: Mapping[str, Any], frame_id: str, start_ns: int
-) -> Iterator[tuple[int, Any, Any]]:
-    """Time, connection and message of a calibration each CAMERA_INFO_PERIOD_NS, without end."""
-    types = typestore().types
-    region = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
-    k = np.asarray(info["k"], np.float64).reshape(9)
-    fields = {
-        "height": int(info["height"]),
-        "width": int(info["width"]),
-        "distortion_model": str(info["distortion_model"]),
-        "d": np.asarray(info["d"], np.float64),
-        "k": k,
-        "r": np.eye(3).reshape(9),
-        "p": np.insert(k, [3, 6, 9], 0.0),  # no rectification: K with a column of zeros
-        "binning_x": 0,
-        "binning_y": 0,
-        "roi": region,
-    }
-    for time_ns in count(start_ns, CAMERA_INFO_PERIOD_NS):
-        header = to_header(Header(Stamp.from_ns(time_ns), frame_id))
-        yield time_ns, connection, types[CAMERA_INFO_TYPE](header=header, **fields)
+class CameraInfos:
+    """Messages of a calibration, each CAMERA_INFO_PERIOD_NS, on a topic of its own."""
+
+    def __init__(self, writer: Any, info: Mapping[str, Any], frame_id: str, start_ns: int) -> None:
+        self._connection = writer.add_connection(
+            CAMERA_INFO_TOPIC, CAMERA_INFO_TYPE, typestore=typestore()
+        )
+        self._frame_id, self._next_ns = frame_id, start_ns
+        k = np.asarray(info["k"], np.float64).reshape(9)
+        self._fields = {
+            "height": int(info["height"]),
+            "width": int(info["width"]),
+            "distortion_model": str(info["distortion_model"]),
+            "d": np.asarray(info["d"], np.float64),
+            "k": k,
+            "r": np.eye(3).reshape(9),
+            "p": np.insert(k, [3, 6, 9], 0.0),  # no rectification: K with a column of zeros
+            "binning_x": 0,
+            "binning_y": 0,
+            "roi": typestore().types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
+        }
+
+    def due(self, time_ns: int) -> Iterator[tuple[int, Any, Any]]:
+        """Time, connection and message of those until then. Where the clock stepped (by more than
+        1 s since the last), they begin again at that time."""
+        if abs(time_ns - self._next_ns) > NS_PER_S:
+            self._next_ns = time_ns
+        while self._next_ns <= time_ns:
+            header = to_header(Header(Stamp.from_ns(self._next_ns), self._frame_id))
+            message = typestore().types[CAMERA_INFO_TYPE](header=header, **self._fields)
+            yield self._next_ns, self._connection, message
+            self._next_ns += CAMERA_INFO_PERIOD_NS
 
 
 def _twists(

@@ -72,6 +72,7 @@ class BagRecording:
         self.unusable_readings = 0
         self._files = bag_files(path)
         self._cut: dict[Path, CutBag] = {}
+        self._left_out: dict[Path, str] = {}  # what is wrong with it, by file
         self._connections = self._scan_topics()
         self._types = {topic: each.msgtype for topic, each in self._connections.items()}
         self.topic: str = self._choose_topic(topic)
@@ -79,7 +80,7 @@ class BagRecording:
     @property
     def kind(self) -> str:
         """What kind of bag it is."""
-        if is_ros1(self.path):
+        if self._is_ros1:
             return "ROS 1 bag"
         names = [file.name for file in self._files]
         if self._files == [self.path] and self.path.is_dir():  # compressed
@@ -135,7 +136,7 @@ class BagRecording:
     @property
     def unconvertible_topics(self) -> list[str]:
         """Topics of a ROS 1 bag that cannot be read as CDR, since their type is unknown here."""
-        if not is_ros1(self.path):
+        if not self._is_ros1:
             return []
         known = typestore().fielddefs
         return [topic for topic, type_name in self._types.items() if type_name not in known]
@@ -149,7 +150,8 @@ class BagRecording:
 
     def warnings(self) -> list[str]:
         """What is wrong with its files, a line each."""
-        found = [cut.warning() for cut in self._cut.values()]
+        found = [f"{error}; the bag's other files are read" for error in self._left_out.values()]
+        found += [cut.warning() for cut in self._cut.values()]
         for file in self._files:
             journal = file.with_name(f"{file.name}-wal")
             if journal.is_file() and journal.stat().st_size:
@@ -232,10 +234,14 @@ class BagRecording:
 
     def _array_packet(self, message: RawMessage, seq: int) -> EventPacket | None:
         try:
-            return event_array_packet(message.data, seq, ros1=is_ros1(self.path))
+            return event_array_packet(message.data, seq, ros1=self._is_ros1)
         except PacketError:
             self.unreadable_messages += 1
             return None
+
+    @cached_property
+    def _is_ros1(self) -> bool:
+        return is_ros1(self.path)
 
     @cached_property
     def _first_packet(self) -> EventPacket | None:
@@ -307,10 +313,17 @@ class BagRecording:
     def _scan_topics(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for file in self._files:
-            with opened(file) as reader:
-                found.update({each.topic: each for each in reader.connections})
+            try:
+                with opened(file) as reader:
+                    found.update({each.topic: each for each in reader.connections})
+            except RecordingError as error:
+                # The last file of a robot that lost its power may hold nothing yet.
+                self._left_out[file] = str(error)
+                continue
             if isinstance(reader, CutBag):
                 self._cut[file] = reader
+        if self._left_out and not found:
+            raise RecordingError(next(iter(self._left_out.values())))
         return found
 
     def _reader(self, file: Path) -> AbstractContextManager[Any]:
@@ -321,9 +334,11 @@ class BagRecording:
         self, topics: Iterable[str], *, as_they_lie: bool = False
     ) -> Iterator[RawMessage]:
         wanted, convert = set(topics), None
-        if is_ros1(self.path) and not as_they_lie:
+        if self._is_ros1 and not as_they_lie:
             convert = typestore().ros1_to_cdr
         for file in self._files:
+            if file in self._left_out:
+                continue
             with self._reader(file) as reader:
                 connections = [c for c in reader.connections if c.topic in wanted]
                 if not connections:

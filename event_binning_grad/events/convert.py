@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from event_binning_grad.errors import RecordingError
 from event_binning_grad.events.bag_messages import (
-    CAMERA_INFO_TOPIC,
     CAMERA_INFO_TYPE,
     EVENT_PACKET_TYPE,
     EVENT_TYPES,
@@ -21,7 +20,7 @@ from event_binning_grad.events.bag_messages import (
     typestore,
 )
 from event_binning_grad.events.bag_writer import (
-    camera_infos,
+    CameraInfos,
     sensor_qos,
     write_bag,
 )
@@ -279,8 +278,10 @@ class _BagCopy:
                     writer.write(others[name], time_ns, content)
                     continue
                 if self._info is not None:
-                    infos = infos or _GivenCalibration(writer, self._info, time_ns)
-                    infos.write_until(time_ns)
+                    infos = infos or CameraInfos(writer, self._info, FRAME_ID, time_ns)
+                    for info_ns, connection, message in infos.due(time_ns):
+                        data = store.serialize_cdr(message, CAMERA_INFO_TYPE)
+                        writer.write(connection, info_ns, data)
                 writer.write(events, time_ns, content)
         return self._left_out
 
@@ -311,28 +312,21 @@ class _BagCopy:
         recording, stretch = self._recording, self._stretch
         repacker = PacketRepacker(stretch, self._counts)
         first_ns: int | None = None
-        waiting: list[RawMessage] = []  # before the first events
         for time_ns, item in self._source(others):
             if isinstance(item, RawMessage):
-                if first_ns is None:
-                    waiting.append(item)
-                elif stretch.start_ns <= time_ns - first_ns < stretch.end_ns:
+                # Those before the first events belong to a stretch that begins with them.
+                since_ns = 0 if first_ns is None else time_ns - first_ns
+                if stretch.start_ns <= since_ns < stretch.end_ns:
                     yield time_ns, item.topic, item.data
                 continue
             packet, data = item
-            if first_ns is None:
-                first_ns = time_ns
-                for message in waiting if stretch.start_ns == 0 else ():
-                    yield message.bag_time_ns, message.topic, message.data
-                waiting.clear()
+            first_ns = time_ns if first_ns is None else first_ns
             for _, made in repacker.take(packet):
                 yield time_ns, recording.topic, data if made is packet and data else made
             self._progress(self._counts.events - self._told)
             self._told = self._counts.events
             if repacker.ended:
                 return
-        for message in waiting:
-            yield message.bag_time_ns, message.topic, message.data
 
     def _source(
         self, others: list[str]
@@ -363,25 +357,6 @@ class _BagCopy:
         while upcoming is not None:
             yield upcoming.bag_time_ns, upcoming
             upcoming = next(messages, None)
-
-
-class _GivenCalibration:
-    """Writes camera_info at its usual rate."""
-
-    def __init__(self, writer: Any, info: Mapping[str, Any], start_ns: int) -> None:
-        self._writer = writer
-        connection = writer.add_connection(
-            CAMERA_INFO_TOPIC, CAMERA_INFO_TYPE, typestore=typestore()
-        )
-        self._messages = camera_infos(connection, info, FRAME_ID, start_ns)
-        self._next = next(self._messages)
-
-    def write_until(self, time_ns: int) -> None:
-        while self._next[0] <= time_ns:
-            stamp_ns, connection, message = self._next
-            data = typestore().serialize_cdr(message, CAMERA_INFO_TYPE)
-            self._writer.write(connection, stamp_ns, data)
-            self._next = next(self._messages)
 
 
 def _packet_of(raw: RawMessage) -> EventPacket | None:

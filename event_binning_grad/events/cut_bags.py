@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from event_binning_grad.errors import RecordingError
-from event_binning_grad.events.compressed import decompressed
+from event_binning_grad.events.compressed import MAX_BYTES, decompressed, library_missing
 from event_binning_grad.events.file_recording import open_file
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class _Message(NamedTuple):
     data: bytes
 
 
-# Yields topics and messages in the order of the file; returns how many bytes at its end are no
-# whole record.
+# Yields topics and messages in the order of the file; returns how many bytes belong to no whole
+# record.
 _Scan = Generator["Connection | _Message", None, int]
 
 
@@ -46,19 +47,22 @@ _Scan = Generator["Connection | _Message", None, int]
 class CutBag:
     """A reader of such a file. messages() may be called again, as that of rosbags' readers.
 
-    message_count: of those that are whole. lost_bytes: at the end, of no whole message.
+    message_count: of those that are whole. filled: the connections that have some.
+    lost_bytes: of no whole message, at the end or in a damaged chunk (of one that gives nothing
+        the compressed ones).
     """
 
     path: Path
     connections: list[Connection]
     message_count: int
+    filled: frozenset[int]
     lost_bytes: int
 
     def messages(
         self, connections: Iterable[Connection]
     ) -> Iterator[tuple[Connection, int, bytes]]:
-        wanted = {each.id: each for each in connections}
-        for item in _scan_of(self.path)(self.path):
+        wanted = {each.id: each for each in connections if each.id in self.filled}
+        for item in _scan(self.path) if wanted else ():
             if isinstance(item, _Message) and item.connection in wanted:
                 yield wanted[item.connection], item.time_ns, item.data
 
@@ -78,13 +82,14 @@ def open_cut(path: Path) -> CutBag | None:
     Raises RecordingError if nothing whole lies before the cut.
     """
     found: dict[int, Connection] = {}
-    count, scan = 0, _scan_of(path)(path)
+    counts, scan = Counter[int](), _scan(path)
     while True:
         try:
             item = next(scan)
         except StopIteration as end:
             if found:
-                return CutBag(path, list(found.values()), count, end.value)
+                connections = list(found.values())
+                return CutBag(path, connections, counts.total(), frozenset(counts), end.value)
             if end.value:
                 raise RecordingError(
                     f"{path} is cut short before its first whole message, so nothing can be read: "
@@ -92,13 +97,17 @@ def open_cut(path: Path) -> CutBag | None:
                 ) from None
             return None
         if isinstance(item, _Message):
-            count += 1
+            counts[item.connection] += 1
         else:
             found.setdefault(item.id, item)
 
 
-def _scan_of(path: Path) -> Callable[[Path], _Scan]:
-    return {".mcap": _scan_mcap, ".db3": _scan_sqlite}.get(path.suffix, _scan_ros1)
+def _scan(path: Path) -> _Scan:
+    scan = {".mcap": _scan_mcap, ".db3": _scan_sqlite}.get(path.suffix, _scan_ros1)
+    try:
+        return (yield from scan(path))
+    except ImportError as error:
+        raise library_missing(path, error) from None
 
 
 def _connection(
@@ -123,43 +132,56 @@ def _scan_mcap(path: Path) -> _Scan:
         if file.read(len(_MCAP_MAGIC)) != _MCAP_MAGIC or was_closed:
             return 0
         schemas: dict[int, tuple[str, str, str]] = {}
+        lost = 0
         while True:
             at = file.tell()
             head = file.read(9)
             if len(head) < 9:
-                return size - at
+                return lost + size - at
             opcode, length = struct.unpack("<BQ", head)
             whole = length <= size - file.tell()
             if not whole and opcode != _CHUNK:
-                return size - at
+                return lost + size - at
             content = file.read(min(length, size - file.tell()))
             records, rest = [(opcode, content)], 0
             if opcode == _CHUNK:
                 records, rest = _records_of_chunk(content)
             for kind, record in records:
                 yield from _mcap_items(kind, record, schemas)
+            lost += rest
             if not whole:
-                return rest
+                return lost
 
 
 def _records_of_chunk(content: bytes) -> tuple[list[tuple[int, bytes]], int]:
-    """The whole records of a chunk, which may be cut, and the bytes that are left."""
+    """The whole records of a chunk, which may be cut, and how many bytes are lost."""
     cursor = _Cursor(content)
     try:
-        cursor.take(28)  # times, size and checksum
+        _, size, _ = cursor.numbers("<16sQI")  # times, size, and checksum
         form = cursor.text()
         cursor.take(8)
-        inner = _Cursor(decompressed(content[cursor.at :], form)[0])
-    except (_CutError, ValueError, ImportError):
+        compressed = content[cursor.at :]
+        data, whole = decompressed(compressed, form, _most(size))
+    except (_CutError, ValueError):
         return [], len(content)
-    records: list[tuple[int, bytes]] = []
+    inner, records = _Cursor(data), []
     while True:
         at = inner.at
         try:
             opcode, length = inner.numbers("<BQ")
             records.append((opcode, inner.take(length)))
         except _CutError:
-            return records, len(inner.data) - at
+            return records, _lost(len(data) - at, len(compressed), whole or bool(records))
+
+
+def _most(said: int) -> int:
+    """How many bytes a chunk may have, which says that it has so many."""
+    return max(MAX_BYTES, min(said, 1 << 34))
+
+
+def _lost(rest: int, compressed: int, gave_some: bool) -> int:
+    """Bytes lost of a chunk: what is left of it, or all where it gave nothing."""
+    return rest if gave_some else max(rest, compressed)
 
 
 def _mcap_items(
@@ -186,13 +208,13 @@ def _scan_ros1(path: Path) -> _Scan:
     with open_file(path) as file:
         if file.read(len(_ROS1_MAGIC)) != _ROS1_MAGIC:
             return 0
-        size = path.stat().st_size
+        size, lost = path.stat().st_size, 0
         while True:
             at = file.tell()
             header = _ros1_fields(file, size)
             length = _number_of(file)
             if header is None or length is None:
-                return size - at
+                return lost + size - at
             data = file.read(min(length, size - file.tell()))
             whole, opcode = len(data) == length, header.get("op", b"")[:1]
             records, rest = [(header, data)] if whole else [], 0
@@ -200,8 +222,9 @@ def _scan_ros1(path: Path) -> _Scan:
                 records, rest = _records_of_ros1_chunk(header, data)
             for fields, content in records:
                 yield from _ros1_items(fields, content)
+            lost += rest
             if not whole:
-                return rest if opcode == _ROS1_CHUNK else size - at
+                return lost if opcode == _ROS1_CHUNK else lost + size - at
 
 
 def _number_of(file: Any) -> int | None:
@@ -227,17 +250,19 @@ def _ros1_fields(file: Any, size: int) -> dict[str, bytes] | None:
 def _records_of_ros1_chunk(
     header: dict[str, bytes], data: bytes
 ) -> tuple[list[tuple[dict[str, bytes], bytes]], int]:
+    """As _records_of_chunk."""
     form = header.get("compression", b"").decode("ascii", "replace")
+    size = int.from_bytes(header.get("size", b"")[:4], "little")
     try:
-        content = decompressed(data, form)[0]
-    except (ValueError, ImportError):
+        content, whole = decompressed(data, form, _most(size))
+    except ValueError:
         return [], len(data)
     file, records = BytesIO(content), []
     while True:
         at = file.tell()
         fields, length = _ros1_fields(file, len(content)), _number_of(file)
         if fields is None or length is None or length > len(content) - file.tell():
-            return records, len(content) - at
+            return records, _lost(len(content) - at, len(data), whole or bool(records))
         records.append((fields, file.read(length)))
 
 
@@ -268,10 +293,11 @@ def _scan_sqlite(path: Path) -> _Scan:
         page_bytes = 1 << 16 if page_bytes == 1 else page_bytes
         if not head.startswith(_SQLITE_MAGIC) or pages * page_bytes <= size:
             return 0
-        # SQLite reads zeros for the rest of a page: a message with the last bytes of the file and
-        # zeros behind them is not whole.
-        file.seek(max(size - size % page_bytes + 4, size - 32))
-        last = file.read()
+        file.seek(size - size % page_bytes)
+        page = file.read()
+    # A message with its end in this page is not whole. Pages are taken one after the other: those
+    # behind it are small ones in a page that was begun before, which holds at most so many.
+    held, most_held, lost = [], page_bytes // 16, pages * page_bytes - size
     address = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(address, uri=True)) as database:
@@ -283,12 +309,41 @@ def _scan_sqlite(path: Path) -> _Scan:
             for number, time_ns, data in rows:
                 if not isinstance(time_ns, int) or not isinstance(data, bytes):
                     continue
-                behind = data.partition(last)[2][:8] if last else b""
-                if not behind or any(behind):
-                    yield _Message(number, time_ns, data)
+                message = _Message(number, time_ns, data)
+                is_cut = _ends_behind(data, page, page_bytes)
+                if is_cut or len(data) > page_bytes or len(held) > most_held:
+                    yield from held
+                    held = []
+                if is_cut or held:
+                    held.append(message)
+                else:
+                    yield message
     except (sqlite3.Error, ValueError, OverflowError):  # the first page that is not there
         pass
-    return pages * page_bytes - size
+    yield from held[1:]
+    return lost + sum(len(message.data.rstrip(b"\0")) for message in held[:1])
+
+
+def _ends_behind(data: bytes, page: bytes, page_bytes: int) -> bool:
+    """Whether a message may end behind what there is of the file's last page, where SQLite reads
+    zeros."""
+    if not page:
+        return False
+    missing = page_bytes - len(page)
+    filled = data.rstrip(b"\0")
+    # A small message lies in a page as a whole, and begins before the cut.
+    at = page.rfind(filled)
+    if at >= 0 and data.startswith(page[at:]) and 0 < len(data) - len(page) + at <= missing:
+        return True
+    # A large one goes on in pages of its own, behind the number of the next one.
+    if len(data) <= page_bytes - 64:
+        return False
+    if len(page) < 4 and bytes(page_bytes - 4) in data:  # a number that is cut leads anywhere
+        return True
+    content = page[4:]
+    there, zeros = content.rstrip(b"\0"), len(data) - len(filled)
+    behind = zeros - (len(content) - len(there))
+    return behind > 0 and (not there or (filled.endswith(there) and behind <= missing))
 
 
 class _CutError(Exception):

@@ -22,11 +22,18 @@ def appearing(path: Path) -> Iterator[Path]:
     there = next(place for place in path.absolute().parents if place.exists())
     if not there.is_dir():
         raise RecordingError(f"{path} cannot be written: {there} is a file, expected a folder")
+    begun = f".{path.name}."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workplace:
+        with TemporaryDirectory(dir=path.parent, prefix=begun) as workplace:
             unfinished = Path(workplace) / path.name
             yield unfinished
             unfinished.rename(path)
     except OSError as error:
-        raise RecordingError(f"{path} cannot be written: {error.strerror or error}") from None
+        reason = error.strerror or error
+        if isinstance(error.filename, str):
+            named = Path(error.filename).absolute()
+            own = (path.absolute(), *path.absolute().parents)
+            if named not in own and not str(named).startswith(str(own[1] / begun)):
+                raise RecordingError(f"{error.filename}: {reason}") from None
+        raise RecordingError(f"{path} cannot be written: {reason}") from None
