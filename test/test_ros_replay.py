@@ -542,7 +542,7 @@ def test_data_sets_are_published_whole(tmp_path: Path, name: str) -> None:
         (("/nowhere.bag",), "/nowhere.bag does not exist"),
         (("{bag}", "--topic", "/nowhere"), "no events on /nowhere: choose /event_camera/events"),
         (("{bag}", "--rate", "0"), "rate 0.0: expected a number above 0"),
-        (("{bag}", "--start", "50", "--loop"), "holds no events from 50 s on"),
+        (("{bag}", "--start", "50", "--loop", "--wait", "0"), "holds no events from 50 s on"),
         (("{bag}", "--events-topic", "/a b!"), "events topic '/a b!': Invalid topic name"),
         (("{bag}", "--ros-args", "-r", "nonsense"), "ROS arguments: "),
     ],
