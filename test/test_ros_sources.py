@@ -32,7 +32,8 @@ from event_binning_grad.events.types import Stamp, stamp_to_ns
 from event_binning_grad.geometry import Camera
 from event_binning_grad.pipeline import Pipeline, PipelineConfig
 from event_binning_grad.ros import bench_intake
-from event_binning_grad.ros.event_topics import TYPES, message_class, type_named
+from event_binning_grad.ros.event_topics import TYPES, type_named
+from event_binning_grad.ros.message_types import message_class
 from event_binning_grad.ros.messages import to_packet
 from event_binning_grad.ros.qos import EVENTS_QOS
 from event_binning_grad.simulate import SimulationConfig, write_simulation
@@ -69,7 +70,7 @@ def free_port() -> int:
 def event_array(kind: str, number: int, count: int = 500) -> Any:
     """The message number `number` of events 1 us apart, 4 ms after the one before."""
     chosen = type_named(kind)
-    message = message_class(chosen)(width=WIDTH, height=HEIGHT)
+    message = message_class(chosen.type_name)(width=WIDTH, height=HEIGHT)
     module = importlib.import_module(f"{chosen.package}.msg")
     start_ns = START_NS + number * 4_000_000
     for k in range(count):
@@ -122,7 +123,7 @@ def test_event_arrays_arrive_whole(ros: Ros, kind: str) -> None:
     chosen = type_named(kind)
     node, listener = ros.start_node(*PATIENT)
     assert "as " not in node.output
-    publisher = ros.new_node().create_publisher(message_class(chosen), EVENTS, EVENTS_QOS)
+    publisher = ros.new_node().create_publisher(message_class(chosen.type_name), EVENTS, EVENTS_QOS)
     wait_for_subscriber(listener, publisher)
     assert f"events: {EVENTS} as {chosen.type_name}" in node.output
     for k in range(10):
@@ -151,7 +152,9 @@ def test_second_publisher_on_the_topic_is_reported(
     packets = [to_packet(packet) for packet in recorded]
     publisher = sender.create_publisher(type(packets[0]), EVENTS, EVENTS_QOS)
     wait_for_subscriber(listener, publisher)
-    other = elsewhere.create_publisher(message_class(type_named("dvs")), EVENTS, EVENTS_QOS)
+    other = elsewhere.create_publisher(
+        message_class(type_named("dvs").type_name), EVENTS, EVENTS_QOS
+    )
     also = f"{EVENTS} is also published as dvs_msgs/msg/EventArray, which is not taken"
     listener.wait_for(lambda: also in listener.summary, 30, "the report")
     assert also in node.output
@@ -189,13 +192,13 @@ def test_missing_type_support_is_one_line(
     monkeypatch.setenv("PYTHONPATH", str(hidden.parent))
     monkeypatch.setenv("ROS_DISTRO", "kilted")
     node, listener = ros.start_node("-p", f"events_type:={events_type}", *PATIENT)
-    elsewhere.create_publisher(message_class(type_named("dvs")), EVENTS, EVENTS_QOS)
+    elsewhere.create_publisher(message_class(type_named("dvs").type_name), EVENTS, EVENTS_QOS)
     line = f"{EVENTS}: the type support of dvs_msgs/msg/EventArray is not installed (hidden): build"
     listener.wait_for(lambda: line in listener.summary, 30, "the report")
     assert node.output.count(line) == 1
     if events_type == "auto":
         publisher = ros.new_node().create_publisher(
-            message_class(type_named("dv")), EVENTS, EVENTS_QOS
+            message_class(type_named("dv").type_name), EVENTS, EVENTS_QOS
         )
         wait_for_subscriber(listener, publisher)
         publisher.publish(event_array("dv", 0))

@@ -28,7 +28,6 @@ ARRAY_TYPES = (
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 TWIST_TYPE = "geometry_msgs/msg/TwistStamped"
 IMAGE_TYPE = "sensor_msgs/msg/Image"
-DEPTH_TYPE = IMAGE_TYPE
 RANGE_TYPE = "sensor_msgs/msg/Range"
 IMU_TYPE = "sensor_msgs/msg/Imu"
 EVENT_PACKET_DEFINITION = """\

@@ -193,7 +193,8 @@ class LoadControl:
                     tally, *out, kept,
                 )  # fmt: skip
             events = self._first(kept, out, events)
-        if not self._keeps_all(events):
+        # Without another filter these are the events that are too many, as was seen before.
+        if not (self._places and self._keeps_all(events)):
             below = np.uint64(round(config.keep_share * 2**32))
             parts = (events.t, events.x, events.y, events.p)
             kept = _thin(*parts, below, self._budget, self._state, tally, *out, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from rclpy.subscription import Subscription
 
 from event_binning_grad.errors import ConfigError
 from event_binning_grad.events.types import NS_PER_S
+from event_binning_grad.ros.message_types import message_class
 from event_binning_grad.ros.packet_queue import SerializedArray
 from event_binning_grad.ros.qos import EVENTS_QOS
 
@@ -137,7 +137,7 @@ class EventTopic:
         problem = ""
         for kind in kinds:
             try:
-                message = message_class(kind)
+                message = message_class(kind.type_name)
             except (ImportError, AttributeError) as error:
                 problem = problem or missing_support(self._topic, kind, error)
                 continue
@@ -183,20 +183,6 @@ def type_named(name: str) -> EventsType:
         if kind.name == name:
             return kind
     raise ConfigError(f"events_type {name!r}: expected one of {', '.join(EVENTS_TYPES)}")
-
-
-def message_class(kind: EventsType) -> Any:
-    """The class of the messages.
-
-    Raises:
-        ImportError, AttributeError: its type support is not installed.
-    """
-    package, _, name = kind.type_name.rpartition("/")
-    message = getattr(importlib.import_module(package.replace("/", ".")), name)
-    message.__class__.__import_type_support__()  # the generated code is there, but its library?
-    if message.__class__._TYPE_SUPPORT is None:
-        raise ImportError(f"the library of {kind.package} cannot be loaded")
-    return message
 
 
 def missing_support(topic: str, kind: EventsType, error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import heapq
-import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +23,10 @@ from event_binning_grad.events.bag_messages import (
     CAMERA_INFO_TOPIC,
     CAMERA_INFO_TYPE,
     DEPTH_TOPIC,
-    DEPTH_TYPE,
     EVENT_PACKET_TYPE,
     EVENT_TYPES,
     GROUND_TRUTH_TOPIC,
+    IMAGE_TYPE,
     IMU_TOPIC,
     IMU_TYPE,
     RANGE_TOPIC,
@@ -48,6 +47,7 @@ from event_binning_grad.events.repacking import (
     ros_packets,
 )
 from event_binning_grad.events.types import NS_PER_MS, NS_PER_S, stamp_to_ns
+from event_binning_grad.ros.message_types import message_class
 from event_binning_grad.ros.messages import (
     to_camera_info,
     to_imu,
@@ -66,7 +66,7 @@ CAMERA_INFO_PERIOD_NS = NS_PER_S
 # Where the node's launch file expects other sensors, and how a bag's topic for it is known: by its
 # type, and a part of its name.
 _SENSORS = {
-    DEPTH_TOPIC: (DEPTH_TYPE, "depth"),
+    DEPTH_TOPIC: (IMAGE_TYPE, "depth"),
     RANGE_TOPIC: (RANGE_TYPE, ""),
     IMU_TOPIC: (IMU_TYPE, ""),
 }
@@ -329,22 +329,10 @@ class _Progress:
 
 def _is_installed(type_name: str) -> bool:
     try:
-        message = message_class(type_name)
-        support = type(message)
-        support.__import_type_support__()  # the generated code is there, but its library?
+        message_class(type_name)
     except (ImportError, AttributeError):
         return False
-    return support._TYPE_SUPPORT is not None
-
-
-def message_class(type_name: str) -> Any:
-    """The class of a message type such as "sensor_msgs/msg/Image".
-
-    Raises:
-        ImportError, AttributeError: it is not installed.
-    """
-    package, _, name = type_name.rpartition("/")
-    return getattr(importlib.import_module(package.replace("/", ".")), name)
+    return True
 
 
 def events_type(recording: Recording) -> str:
